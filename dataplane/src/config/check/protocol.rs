@@ -1,0 +1,176 @@
+//! `[tcp]`, `[mptcp]` and `[limits]`.
+#![forbid(unsafe_code)]
+
+use super::Check;
+use crate::config::schema::{self, Congestion};
+use crate::config::value::Fault;
+use crate::run::PortConfig;
+use stack::mcp::McpConfig;
+use stack::mptcp::MptcpConfig;
+use stack::tcp::{Algorithm, TcpConfig};
+use std::time::Duration;
+
+/// What a link is taken for whose MTU nobody says.
+const DEFAULT_MTU: u32 = 1500;
+/// IPv4 header 20, IPv6 header 40, TCP header 20 octets, none with options (RFC 6691 2).
+const IPV4_HEADERS: u32 = 40;
+const IPV6_HEADERS: u32 = 60;
+/// What every host accepts (RFC 9293 3.7.1), and what fits in 65,535 octets of IPv6.
+const MSS: std::ops::RangeInclusive<i64> = 536..=65_475;
+
+const fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+const fn s(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+impl Check {
+    pub(super) fn tcp(&mut self, tcp: &schema::Tcp) -> TcpConfig {
+        let default = TcpConfig::default();
+        let min_rto =
+            self.duration("tcp.min-rto", tcp.min_rto.as_ref(), ms(5)..=s(10), default.min_rto);
+        let max_rto =
+            self.duration("tcp.max-rto", tcp.max_rto.as_ref(), s(1)..=s(120), default.max_rto);
+        if let Some(text) = tcp.min_rto.as_ref().or(tcp.max_rto.as_ref())
+            && min_rto > max_rto
+        {
+            let found = format!("min-rto {min_rto:?} exceeds max-rto {max_rto:?}");
+            let fault = Fault::new(found, "min-rto <= max-rto", "correct one of the two");
+            self.error(text.span(), "tcp.min-rto", fault);
+        }
+        let delayed = ms(0)..=ms(500); // RFC 9293 MUST-40: less than 0.5 seconds
+        let retries = 1..=15;
+        TcpConfig {
+            congestion: match tcp.congestion_control.unwrap_or_default() {
+                Congestion::Cubic => Algorithm::Cubic,
+                Congestion::Reno => Algorithm::NewReno,
+            },
+            timestamps: tcp.timestamps.unwrap_or(true),
+            sack: tcp.sack.unwrap_or(true),
+            delayed_ack: self.duration(
+                "tcp.delayed-ack",
+                tcp.delayed_ack.as_ref(),
+                delayed,
+                default.delayed_ack,
+            ),
+            min_rto,
+            max_rto,
+            syn_retries: self.number(
+                "tcp.syn-retries",
+                tcp.syn_retries.as_ref(),
+                retries.clone(),
+                default.syn_retries,
+            ),
+            data_retries: self.number(
+                "tcp.retries2",
+                tcp.retries2.as_ref(),
+                retries,
+                default.data_retries,
+            ),
+            time_wait: self.duration(
+                "tcp.time-wait",
+                tcp.time_wait.as_ref(),
+                s(1)..=s(240),
+                default.time_wait,
+            ),
+            keepalive: tcp.keepalive_time.as_ref().map(|text| {
+                let range = s(10)..=s(7 * 24 * 3600);
+                self.duration("tcp.keepalive-time", Some(text), range, s(7200))
+            }),
+            mss: self.number("tcp.mss", tcp.mss.as_ref(), MSS, default.mss),
+            ..default
+        }
+    }
+
+    pub(super) fn mptcp(
+        &mut self,
+        mptcp: &schema::Mptcp,
+        limits: &schema::Limits,
+        tcp: &TcpConfig,
+    ) -> MptcpConfig {
+        let default = MptcpConfig::default();
+        MptcpConfig {
+            tcp: tcp.clone(),
+            checksum: mptcp.checksum_enabled.unwrap_or(default.checksum),
+            syn_retrans_before_tcp_fallback: self.number(
+                "mptcp.syn-retrans-before-tcp-fallback",
+                mptcp.syn_retrans_before_tcp_fallback.as_ref(),
+                1..=15,
+                default.syn_retrans_before_tcp_fallback,
+            ),
+            add_addr_timeout: self.duration(
+                "mptcp.add-addr-timeout",
+                mptcp.add_addr_timeout.as_ref(),
+                s(1)..=s(3600),
+                default.add_addr_timeout,
+            ),
+            add_addr_retries: self.number(
+                "mptcp.add-addr-retries",
+                mptcp.add_addr_retries.as_ref(),
+                0..=10,
+                default.add_addr_retries,
+            ),
+            close_timeout: self.duration(
+                "mptcp.close-timeout",
+                mptcp.close_timeout.as_ref(),
+                s(1)..=s(3600),
+                default.close_timeout,
+            ),
+            max_subflows: self.number(
+                "limits.subflows",
+                limits.subflows.as_ref(),
+                1..=8,
+                default.max_subflows,
+            ),
+            ..default
+        }
+    }
+
+    /// Puts `[limits]` into `mcp`; the buffers of both kinds of leg follow from one key.
+    pub(super) fn limits(&mut self, limits: &schema::Limits, mcp: &mut McpConfig) {
+        let connections = 1..=4_000_000;
+        mcp.max_connections = self.number(
+            "limits.connections",
+            limits.connections.as_ref(),
+            connections.clone(),
+            mcp.max_connections,
+        );
+        mcp.max_half_open = self.number(
+            "limits.half-open",
+            limits.half_open.as_ref(),
+            connections,
+            mcp.max_half_open,
+        );
+        let range = 64 << 10..=256 << 20;
+        let buffer = self.size("limits.buffer", limits.buffer.as_ref(), range, mcp.buffer.into());
+        mcp.buffer = u32::try_from(buffer).unwrap_or(u32::MAX);
+        mcp.tcp.receive_buffer = mcp.buffer;
+        mcp.tcp.send_buffer = mcp.buffer;
+        mcp.mptcp.tcp.receive_buffer = mcp.buffer;
+        mcp.mptcp.send_buffer = mcp.buffer;
+        mcp.mptcp.receive_buffer = mcp.buffer;
+    }
+}
+
+/// Announces what the narrowest of `mtus` (octets, one per port; `None`: not known) takes, or less if `ask` says so.
+pub(super) fn fit_mss(
+    mcp: &mut McpConfig,
+    ports: &[PortConfig],
+    mtus: impl Iterator<Item = Option<u32>>,
+    ask: Option<u16>,
+) {
+    let narrowest = mtus.map(|mtu| mtu.unwrap_or(DEFAULT_MTU)).min().unwrap_or(DEFAULT_MTU);
+    // A rule without prefixes takes IPv6 too.
+    let owns = ports.iter().any(|p| p.owned.iter().any(|o| o.addr.is_ipv6()));
+    let takes = mcp.rules.iter().any(|r| match (r.from, r.to) {
+        (None, None) => true,
+        (from, to) => from.or(to).is_some_and(|p| p.addr.is_ipv6()),
+    });
+    let headers = if owns || takes { IPV6_HEADERS } else { IPV4_HEADERS };
+    let fits = u16::try_from(narrowest.saturating_sub(headers)).unwrap_or(u16::MAX);
+    let mss = ask.map_or(fits, |ask| ask.min(fits));
+    mcp.tcp.mss = mss;
+    mcp.mptcp.tcp.mss = mss;
+}

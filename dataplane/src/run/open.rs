@@ -1,0 +1,214 @@
+//! Opening what a worker needs, from its configuration.
+#![forbid(unsafe_code)]
+
+use super::{Command, Engine, Io, PortConfig, PortSlot, Worker, WorkerConfig, WorkerStats};
+use crate::neighbor::{Identity, Neighbors};
+use crate::port::{
+    AfPacketPort, AfXdpPort, Device, KernelPath, PnetPort, Port, PortError, Umem, Waker, ZeroCopy,
+    kernel_addresses,
+};
+use crate::route::{Route, Routes};
+use crate::steer::{SteerRule, Steering};
+use crossbeam::channel::Receiver;
+use stack::buf::Pool;
+use stack::wire::Prefix;
+use std::io;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// Why a worker cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// A port cannot be opened.
+    #[error(transparent)]
+    Port(#[from] PortError),
+    /// Something that is no port failed.
+    #[error("{step}: {error}")]
+    System {
+        /// What was being done.
+        step: &'static str,
+        /// What the kernel said.
+        #[source]
+        error: io::Error,
+    },
+    /// The worker's thread ended before it was ready.
+    #[error("the worker's thread ended while it was starting")]
+    Died,
+}
+
+/// What a worker is told and asked through.
+pub(super) struct Reins<E> {
+    pub(super) commands: Receiver<Command<E>>,
+    pub(super) waker: Arc<Waker>,
+    pub(super) stop: Arc<AtomicBool>,
+}
+
+impl<E: Engine> Worker<E> {
+    /// Opens the ports of `config`, in its network namespace, and builds the engine over the pool.
+    pub(super) fn open(
+        config: WorkerConfig,
+        reins: Reins<E>,
+        build: impl FnOnce(&Pool) -> E,
+    ) -> Result<Worker<E>, SetupError> {
+        let pool = Pool::new(config.frames, config.frame_size);
+        let kernel = kernel_addresses().map_err(|error| SetupError::System {
+            step: "listing the kernel's addresses",
+            error,
+        })?;
+        let umem = umem(&config, &pool)?;
+        let mut warnings = Vec::new();
+        let mut ports = Vec::new();
+        let mut identities = Vec::new();
+        for (number, port) in config.ports.iter().enumerate() {
+            let mut owned = port.owned.clone();
+            owned.extend(link_local(&config, number, &kernel)?);
+            let slot = open_port(port, &owned, &kernel, umem.as_ref(), &mut warnings)?;
+            identities.push(Identity { mac: slot.mac, owned });
+            ports.push(slot);
+        }
+        let kernel_path = config.tun.as_deref().and_then(|name| match KernelPath::open(name) {
+            Ok(path) => {
+                warnings.extend(path.warnings());
+                Some(path)
+            }
+            Err(error) => {
+                warnings.push(format!("{name}: unclaimed packets are dropped: {error}"));
+                None
+            }
+        });
+        let mut neighbors = Neighbors::new(identities);
+        neighbors.announce();
+        Ok(Worker {
+            engine: build(&pool),
+            pool,
+            ports,
+            neighbors,
+            routes: routes(&config, &kernel),
+            kernel_path,
+            commands: reins.commands,
+            waker: reins.waker,
+            stop: reins.stop,
+            spin: config.spin,
+            warnings,
+            stats: WorkerStats::default(),
+            frames: Vec::new(),
+            received: Vec::new(),
+            sending: Vec::new(),
+        })
+    }
+}
+
+/// The pool as a UMEM, where a port needs one. Zero copy only where every device is likely to have it: the sockets that
+/// share a UMEM are all bound as the first one was.
+fn umem(config: &WorkerConfig, pool: &Pool) -> Result<Option<Rc<Umem>>, SetupError> {
+    let mut devices = config.ports.iter().filter(|port| port.io == Io::AfXdp).peekable();
+    if devices.peek().is_none() {
+        return Ok(None);
+    }
+    let copy = devices.any(|port| Device::query(&port.device).is_ok_and(|d| d.is_virtual()));
+    let zero_copy = if copy { ZeroCopy::Never } else { ZeroCopy::IfPossible };
+    Ok(Some(Umem::new(pool.clone(), zero_copy)?))
+}
+
+/// The address that a port asks its IPv6 neighbours from, where it owns no other: solicitations need one whose answers
+/// come to us. Derived from the MAC as in RFC 4291 2.5.1, but never equal to the kernel's own.
+fn link_local(
+    config: &WorkerConfig,
+    number: usize,
+    kernel: &[(String, IpAddr, u8)],
+) -> Result<Option<Prefix>, SetupError> {
+    let Some(port) = config.ports.get(number) else { return Ok(None) };
+    let routed = config.routes.iter().any(|route| route.port == number && route.to.addr.is_ipv6());
+    let used = port.owned.iter().any(|prefix| prefix.addr.is_ipv6())
+        || port.gateways.iter().any(IpAddr::is_ipv6)
+        || routed
+        || kernel.iter().any(|(device, addr, _)| {
+            *device == port.device && matches!(addr, IpAddr::V6(a) if !a.is_unicast_link_local())
+        });
+    if !used {
+        return Ok(None);
+    }
+    let device = Device::query(&port.device)
+        .map_err(|error| PortError::Device { device: port.device.clone(), error })?;
+    let [a, b, c, d, e, f] = device.mac;
+    let octets = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfd, d, e, f];
+    Ok(Some(Prefix { addr: octets.into(), len: 64 }))
+}
+
+/// The steering rules of a port: as configured, its own addresses, and not what the kernel owns.
+fn steering(port: &PortConfig, owned: &[Prefix], kernel: &[(String, IpAddr, u8)]) -> Steering {
+    let mut steering = port.steering.clone();
+    let owned = owned.iter().map(|prefix| SteerRule::Owned(prefix.addr));
+    steering.rules.splice(0..0, owned);
+    steering.except.extend(kernel.iter().map(|(_, addr, _)| *addr));
+    steering.except.sort();
+    steering.except.dedup();
+    steering
+}
+
+fn open_port(
+    config: &PortConfig,
+    owned: &[Prefix],
+    kernel: &[(String, IpAddr, u8)],
+    umem: Option<&Rc<Umem>>,
+    warnings: &mut Vec<String>,
+) -> Result<PortSlot, SetupError> {
+    let steering = steering(config, owned, kernel);
+    let port: Box<dyn Port> = match (config.io, umem) {
+        (Io::AfXdp, Some(umem)) => {
+            Box::new(AfXdpPort::open(&config.device, &steering, &config.queues, umem)?)
+        }
+        (Io::Pnet, _) => {
+            warnings.push(format!(
+                "{}: pnet does not hide frames from the kernel; set net.ipv4.ip_forward=0",
+                config.device
+            ));
+            Box::new(PnetPort::open(&config.device, steering.clone())?)
+        }
+        (Io::AfPacket | Io::AfXdp, _) => {
+            let port = AfPacketPort::open(&config.device, &steering)?;
+            warnings.extend(port.warnings().iter().cloned());
+            Box::new(port)
+        }
+    };
+    let capabilities = port.capabilities();
+    Ok(PortSlot {
+        name: config.name.clone(),
+        mac: port.mac(),
+        port,
+        capabilities,
+        intercepts: steering.rules.iter().any(|r| matches!(r, SteerRule::TcpTo { .. })),
+        pending: Vec::new(),
+    })
+}
+
+/// Static routes, networks of owned and of the kernel's addresses, default gateways.
+fn routes(config: &WorkerConfig, kernel: &[(String, IpAddr, u8)]) -> Routes {
+    let mut owned = Vec::new();
+    let mut table: Vec<Route> = config
+        .routes
+        .iter()
+        .map(|route| Route { to: route.to, port: route.port as u16, via: route.via })
+        .collect();
+    for (number, port) in (0u16..).zip(&config.ports) {
+        for prefix in &port.owned {
+            owned.push((prefix.addr, number));
+            table.push(Route { to: *prefix, port: number, via: None });
+        }
+        for (_, addr, len) in kernel.iter().filter(|(device, ..)| *device == port.device) {
+            let to = Prefix { addr: *addr, len: *len };
+            table.push(Route { to, port: number, via: None });
+        }
+        for gateway in &port.gateways {
+            let all = match gateway {
+                IpAddr::V4(_) => IpAddr::from([0; 4]),
+                IpAddr::V6(_) => IpAddr::from([0; 16]),
+            };
+            let to = Prefix { addr: all, len: 0 };
+            table.push(Route { to, port: number, via: Some(*gateway) });
+        }
+    }
+    Routes::new(owned, table)
+}

@@ -1,0 +1,505 @@
+//! Every kind of port against a kernel, over a veth pair between two namespaces made here: `peer` is the kernel's,
+//! `ours` has Plait's end.
+
+use pcap_tests::netlink;
+use pcap_tests::netns::Namespace;
+use plait_dataplane::port::raw_socket::RawSocket;
+use plait_dataplane::port::{
+    AfPacketPort, AfXdpPort, KernelPath, PnetPort, Port, RxFrame, TxBody, TxFrame, Umem, ZeroCopy,
+};
+use plait_dataplane::steer::{SteerRule, Steering};
+use stack::buf::{Chain, Pool};
+use stack::wire::{
+    Control, Options, Parsed, Prefix, RxChecksum, RxPacket, Segment, SegmentOptions, SeqNum,
+    SynOptions, UnscaledWindow, emit, parse,
+};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+const PEER: &str = "10.7.0.2";
+const KERNEL: &str = "10.7.0.9";
+const OWNED: &str = "10.7.0.1";
+
+fn ip(s: &str) -> IpAddr {
+    s.parse().unwrap()
+}
+
+struct Net {
+    ours: Namespace,
+    peer: Namespace,
+}
+
+/// `None`, with the reason printed, only where the absence of root was declared.
+fn net() -> Option<Net> {
+    let made = Namespace::new("ours").and_then(|ours| {
+        let peer = Namespace::new("peer")?;
+        ours.join("v0", &peer, "v1")?;
+        ours.run(|| netlink::add_address("v0", ip(KERNEL), 24))?;
+        peer.run(|| netlink::add_address("v1", ip(PEER), 24))?;
+        Ok(Net { ours, peer })
+    });
+    match made {
+        Ok(_) if without_bpf() => {
+            println!("not run: a user namespace's root may not load programs");
+            None
+        }
+        Ok(net) => Some(net),
+        Err(error) if std::env::var_os("PLAIT_TESTS_WITHOUT_ROOT").is_some() => {
+            println!("not run: no namespaces without root ({error})");
+            None
+        }
+        Err(error) => panic!(
+            "needs root to make namespaces ({error}); set PLAIT_TESTS_WITHOUT_ROOT to do without"
+        ),
+    }
+}
+
+/// Whether we are root of a user namespace only, and that was declared.
+fn without_bpf() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let whole = map.split_whitespace().eq(["0", "0", "4294967295"]);
+    !whole && std::env::var_os("PLAIT_TESTS_WITHOUT_ROOT").is_some()
+}
+
+fn owned() -> Steering {
+    Steering { rules: vec![SteerRule::Owned(ip(OWNED))], except: vec![ip(KERNEL)] }
+}
+
+fn sh(namespace: &Namespace, line: &str) -> bool {
+    let mut command = Command::new("sh");
+    command.args(["-c", line]);
+    namespace.output(command).unwrap().status.success()
+}
+
+/// Whether a datagram from the peer reaches a kernel socket at `to`.
+fn datagram_arrives(net: &Net, to: &str) -> bool {
+    let socket = net.ours.run(|| UdpSocket::bind((to, 7)).unwrap());
+    socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    net.peer.run(|| UdpSocket::bind((PEER, 0)).unwrap().send_to(b"x", (to, 7)).unwrap());
+    socket.recv(&mut [0; 8]).is_ok_and(|n| n == 1)
+}
+
+/// Plays a host with address OWNED: answers ARP and every SYN (no options), collects text, acknowledges it.
+struct Host<'a> {
+    port: &'a mut dyn Port,
+    pool: Pool,
+    text: Vec<u8>,
+    largest: u32,
+    nxt: SeqNum,
+    checksums: Vec<RxChecksum>,
+    others: usize,
+    /// Sends all text back, as segments of this size.
+    echo: Option<u16>,
+    sent: u32,
+    mss: u16,
+}
+
+impl Host<'_> {
+    fn new(port: &mut dyn Port, pool: Pool) -> Host<'_> {
+        let (text, checksums) = (Vec::new(), Vec::new());
+        Host {
+            port,
+            pool,
+            text,
+            largest: 0,
+            nxt: SeqNum(0),
+            checksums,
+            others: 0,
+            echo: None,
+            sent: 0,
+            mss: 1460,
+        }
+    }
+
+    /// Runs until `text` octets came or time is up.
+    fn run(&mut self, text: usize) {
+        let end = Instant::now() + Duration::from_secs(10);
+        let mut rx = Vec::new();
+        let mut tx = Vec::new();
+        while self.text.len() < text && Instant::now() < end {
+            self.port.receive(&self.pool, &mut rx);
+            if rx.is_empty() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            for frame in rx.drain(..) {
+                self.on_frame(frame, &mut tx);
+            }
+            self.port.transmit(&mut tx);
+        }
+    }
+
+    fn on_frame(&mut self, frame: RxFrame, tx: &mut Vec<TxFrame>) {
+        let mut octets = frame.octets;
+        let head = octets.parts()[0].bytes()[..14].to_vec();
+        let mut link: arrayvec::ArrayVec<u8, 14> = head[6..12].iter().copied().collect();
+        link.extend(self.port.mac());
+        link.extend(head[12..14].iter().copied());
+        octets.trim_front(14);
+        if head[12..14] == [8, 6] {
+            let request = octets.to_vec();
+            let mut reply = request.clone();
+            reply[7] = 2;
+            reply[8..14].copy_from_slice(&self.port.mac());
+            reply[14..18].copy_from_slice(&request[24..28]);
+            reply[18..28].copy_from_slice(&request[8..18]);
+            let body = TxBody::Whole(Chain::copy_from(&self.pool, 0, &reply).unwrap());
+            return tx.push(TxFrame { link, body });
+        }
+        let packet = RxPacket { octets, checksum: frame.checksum, port: 0 };
+        let Ok(Parsed::Tcp(flow, segment)) = parse(packet) else {
+            self.others += 1;
+            return;
+        };
+        self.checksums.push(frame.checksum);
+        let mut reply = Segment {
+            seq: SeqNum(1000),
+            ack: None,
+            control: Control::None,
+            push: false,
+            window: UnscaledWindow(u16::MAX),
+            options: Options::Segment(SegmentOptions::default()),
+            text: Chain::new(),
+        };
+        if segment.control == Control::Syn {
+            reply.control = Control::Syn;
+            reply.options = Options::Syn(SynOptions { mss: Some(self.mss), ..Default::default() });
+            self.nxt = segment.seq + 1;
+        } else {
+            reply.seq = SeqNum(1001);
+            if segment.seq == self.nxt {
+                self.largest = self.largest.max(segment.text.len());
+                self.nxt += segment.text.len();
+                self.text.extend(segment.text.to_vec());
+            }
+            if segment.text.is_empty() {
+                return;
+            }
+            if self.echo.is_some() {
+                reply.seq += self.sent;
+                self.sent += segment.text.len();
+                reply.text = segment.text;
+            }
+        }
+        reply.ack = Some(self.nxt);
+        let packet = emit(flow, &reply, self.echo.unwrap_or(0));
+        tx.push(TxFrame { link, body: TxBody::Tcp(packet) });
+    }
+}
+
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i * 7 + i / 251) as u8).collect()
+}
+
+/// A kernel sender delivers `len` octets to the host that `port` plays; the largest segment and what the port said of
+/// checksums.
+fn transfer(net: &Net, port: &mut dyn Port, pool: &Pool, len: usize) -> (u32, Vec<RxChecksum>) {
+    let (sent, to) = (pattern(len), SocketAddr::new(ip(OWNED), 80));
+    let text = sent.clone();
+    let sender = net.peer.spawn_thread("sender", move || {
+        let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(5)).unwrap();
+        stream.write_all(&text).unwrap();
+    });
+    let mut host = Host::new(port, pool.clone());
+    host.run(len);
+    assert!(host.text == sent, "{} octets of {len} arrived", host.text.len());
+    let seen = (host.largest, host.checksums.clone());
+    sender.unwrap().join().unwrap();
+    seen
+}
+
+/// A kernel client gets its own octets back, sent from the frames that they came in.
+fn echo(net: &Net, port: &mut dyn Port, pool: &Pool, mss: u16) -> u32 {
+    const LEN: usize = 60_000; // less than the window: nobody retransmits here
+    let (sent, to) = (pattern(LEN), SocketAddr::new(ip(OWNED), 81));
+    let text = sent.clone();
+    let client = net.peer.spawn_thread("client", move || {
+        let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(5)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        stream.write_all(&text).unwrap();
+        let mut back = vec![0; LEN];
+        stream.read_exact(&mut back).unwrap();
+        back
+    });
+    let mut host = Host::new(port, pool.clone());
+    (host.echo, host.mss) = (Some(mss), mss);
+    host.run(LEN);
+    assert!(client.unwrap().join().unwrap() == sent);
+    host.largest
+}
+
+/// The kernel beside us goes on as before.
+fn assert_kernel_undisturbed(net: &Net) {
+    assert!(
+        datagram_arrives(net, KERNEL),
+        "datagrams to the kernel's own address are the kernel's"
+    );
+    let listener = net.ours.run(|| TcpListener::bind((KERNEL, 80)).unwrap());
+    connect(net, KERNEL, 80, 5000).expect("TCP to the kernel's own address is the kernel's");
+    drop(listener);
+}
+
+fn connect(net: &Net, to: &str, port: u16, patience: u64) -> std::io::Result<TcpStream> {
+    let to = SocketAddr::new(ip(to), port);
+    net.peer.run(|| TcpStream::connect_timeout(&to, Duration::from_millis(patience)))
+}
+
+/// Takes TCP to one port of the kernel's own address, to see that the kernel does not.
+fn taking(port: u16) -> Steering {
+    let to = Some(Prefix { addr: ip(KERNEL), len: 32 });
+    Steering {
+        rules: vec![SteerRule::TcpTo { from: None, to, ports: port..=port }],
+        except: vec![],
+    }
+}
+
+/// The kernel answers a SYN to a closed port; hidden from it, the SYN goes unanswered.
+fn assert_hidden_while_open<P>(net: &Net, open: impl FnOnce(&Steering) -> P) {
+    let outcome = |port, patience| connect(net, KERNEL, port, patience).unwrap_err().kind();
+    let refused = |port| outcome(port, 5000);
+    assert_eq!(refused(83), ErrorKind::ConnectionRefused);
+    let port = open(&taking(83));
+    assert_eq!(outcome(83, 500), ErrorKind::TimedOut, "the kernel does not see it");
+    assert_eq!(refused(84), ErrorKind::ConnectionRefused, "it sees all else");
+    drop(port);
+    assert_eq!(refused(83), ErrorKind::ConnectionRefused, "the program has gone with its port");
+}
+
+#[test]
+fn af_packet_receives_a_kernels_super_segments_whole() {
+    let Some(net) = net() else { return };
+    net.ours.run(|| {
+        let pool = Pool::new(512, 2048);
+        let mut port = AfPacketPort::open("v0", &owned()).unwrap();
+        assert_eq!(port.warnings(), &[] as &[String]);
+        let (largest, checksums) = transfer(&net, &mut port, &pool, 1 << 20);
+        assert!(largest > 10_000, "largest segment {largest}");
+        assert!(checksums.iter().all(|c| *c == RxChecksum::Valid));
+        assert_kernel_undisturbed(&net);
+        drop(port);
+        assert_eq!(pool.free(), 512, "every frame is back");
+    });
+}
+
+#[test]
+fn af_packet_sends_super_segments_from_the_frames_they_came_in() {
+    let Some(net) = net() else { return };
+    net.ours.run(|| {
+        let pool = Pool::new(512, 2048);
+        let mut port = AfPacketPort::open("v0", &owned()).unwrap();
+        echo(&net, &mut port, &pool, 1400);
+        let stats = port.stats();
+        assert!(stats.tx_frames < 60_000 / 1400, "{stats:?}");
+    });
+}
+
+#[test]
+fn frames_that_af_packet_had_no_room_for_are_counted() {
+    let Some(net) = net() else { return };
+    net.ours.run(|| {
+        let port = AfPacketPort::open("v0", &owned()).unwrap();
+        let mac = port.mac().map(|b| format!("{b:02x}")).join(":");
+        assert!(sh(&net.peer, &format!("ip neigh replace {OWNED} lladdr {mac} dev v1")));
+        net.peer.run(|| {
+            let socket = UdpSocket::bind((PEER, 0)).unwrap();
+            for _ in 0..20_000 {
+                socket.send_to(&[0; 1400], (OWNED, 7)).unwrap();
+            }
+        });
+        let dropped = port.stats().rx_dropped;
+        assert!((1..20_000).contains(&dropped), "{dropped}");
+        assert_eq!(port.stats().rx_dropped, dropped, "not counted twice, not forgotten");
+    });
+}
+
+#[test]
+fn what_af_packet_takes_is_hidden_from_the_kernel_as_long_as_the_port_is_open() {
+    let Some(net) = net() else { return };
+    net.ours.run(|| assert_hidden_while_open(&net, |s| AfPacketPort::open("v0", s).unwrap()));
+}
+
+fn xdp(pool: &Pool, steering: &Steering) -> AfXdpPort {
+    let umem = Umem::new(pool.clone(), ZeroCopy::IfPossible).unwrap();
+    AfXdpPort::open("v0", steering, &[], &umem).unwrap()
+}
+
+#[test]
+fn af_xdp_receives_from_a_kernel_and_passes_what_is_not_ours() {
+    let Some(net) = net() else { return };
+    net.ours.run(|| {
+        let pool = Pool::new(4096, 2048);
+        let mut port = xdp(&pool, &owned());
+        let (largest, checksums) = transfer(&net, &mut port, &pool, 1 << 20);
+        assert!(largest <= 1460, "largest segment {largest}");
+        assert!(checksums.iter().all(|c| *c == RxChecksum::MaybePartial));
+        assert_kernel_undisturbed(&net);
+        drop(port);
+        assert_eq!(pool.free(), 4096, "every frame is back");
+    });
+}
+
+#[test]
+fn af_xdp_sends_from_the_frames_that_the_octets_came_in() {
+    let Some(net) = net() else { return };
+    net.ours.run(|| {
+        let pool = Pool::new(4096, 2048);
+        let mut port = xdp(&pool, &owned());
+        echo(&net, &mut port, &pool, 1400);
+        let stats = port.stats();
+        assert!(stats.tx_uncopied >= 60_000 / 1400, "{stats:?}");
+    });
+}
+
+#[test]
+fn what_af_xdp_takes_is_hidden_from_the_kernel_as_long_as_the_port_is_open() {
+    let Some(net) = net() else { return };
+    net.ours.run(|| {
+        let pool = Pool::new(4096, 2048);
+        assert_hidden_while_open(&net, |s| xdp(&pool, s));
+    });
+}
+
+#[test]
+fn af_xdp_takes_and_sends_frames_longer_than_a_chunk() {
+    let Some(net) = net() else { return };
+    net.ours.run(|| netlink::set_mtu("v0", 9000)).unwrap();
+    net.peer.run(|| netlink::set_mtu("v1", 9000)).unwrap();
+    net.ours.run(|| {
+        let pool = Pool::new(4096, 2048);
+        let mut port = xdp(&pool, &owned());
+        let largest = echo(&net, &mut port, &pool, 8900);
+        assert!(largest > 8000, "largest segment {largest}");
+        assert_eq!(port.stats().tx_dropped, 0);
+        drop(port);
+        assert_eq!(pool.free(), 4096);
+    });
+}
+
+#[test]
+fn af_xdp_binds_all_queues_of_a_device() {
+    let Some(net) = net() else { return };
+    net.ours.run(|| {
+        let queues = "numrxqueues 2 numtxqueues 2";
+        let add = format!("ip link add q0 {queues} type veth peer name q1 {queues}");
+        assert!(sh(&net.ours, &add));
+        let pool = Pool::new(4096, 2048);
+        let umem = Umem::new(pool.clone(), ZeroCopy::Never).unwrap();
+        let port = AfXdpPort::open("q0", &owned(), &[], &umem).unwrap();
+        assert_eq!(port.queues().collect::<Vec<_>>(), [0, 1]);
+        assert_eq!(port.fds().len(), 2);
+        let taken = AfXdpPort::open("q0", &owned(), &[1], &umem).unwrap_err().to_string();
+        assert!(taken.starts_with("q0: "), "{taken}");
+    });
+}
+
+#[test]
+fn an_af_xdp_port_can_be_opened_again_at_once() {
+    let Some(net) = net() else { return };
+    net.ours.run(|| {
+        for _ in 0..3 {
+            let pool = Pool::new(4096, 2048);
+            let mut port = xdp(&pool, &owned());
+            transfer(&net, &mut port, &pool, 1000);
+        }
+    });
+}
+
+#[test]
+fn a_frame_received_on_one_af_xdp_port_leaves_by_another_without_a_copy() {
+    let Some(net) = net() else { return };
+    net.ours.join("w0", &net.peer, "w1").unwrap();
+    net.ours.run(|| {
+        let pool = Pool::new(4096, 4096);
+        let umem = Umem::new(pool.clone(), ZeroCopy::IfPossible).unwrap();
+        let mut a = AfXdpPort::open("v0", &owned(), &[], &umem).unwrap();
+        let mut b = AfXdpPort::open("w0", &Steering::default(), &[0], &umem).unwrap();
+        assert_eq!(b.queues().collect::<Vec<_>>(), [0]);
+        let far = net.peer.run(|| RawSocket::open("w1")).unwrap();
+        let mac = a.mac().map(|b| format!("{b:02x}")).join(":");
+        assert!(sh(&net.peer, &format!("ip neigh replace {OWNED} lladdr {mac} dev v1")));
+        let _ = connect(&net, OWNED, 80, 100);
+        let mut rx = Vec::new();
+        a.receive(&pool, &mut rx);
+        let frame = rx.into_iter().next().expect("the SYN arrived");
+        let mut octets = frame.octets;
+        let link = octets.parts()[0].bytes()[..14].iter().copied().collect();
+        octets.trim_front(14);
+        let copy = Chain::copy_from(&pool, 0, &octets.to_vec()).unwrap();
+        let copy = RxPacket { octets: copy, checksum: frame.checksum, port: 0 };
+        let Ok(Parsed::Tcp(flow, mut segment)) = parse(copy) else {
+            panic!("not TCP");
+        };
+        // The whole packet travels as text, in its frame.
+        let mut part = octets.into_parts().next().unwrap();
+        part.release_headers();
+        segment.text = part.into();
+        segment.control = Control::None;
+        segment.options = Options::Segment(SegmentOptions::default());
+        let text = segment.text.to_vec();
+        let packet = emit(flow.reversed(), &segment, 0);
+        drop(segment);
+        b.transmit(&mut vec![TxFrame { link, body: TxBody::Tcp(packet) }]);
+        assert_eq!(b.stats().tx_uncopied, 1, "{:?}", b.stats());
+        let mut seen = vec![0; 4096];
+        let tcp = std::iter::from_fn(|| far.receive(&mut seen).ok().map(|n| seen[10..n].to_vec()))
+            .find(|frame| frame.get(12..14) == Some(&[8, 0]))
+            .expect("it arrived");
+        assert_eq!(tcp[54..], text);
+        drop((a, b));
+        drop(umem);
+        assert_eq!(pool.free(), 4096);
+    });
+}
+
+#[test]
+fn pnet_receives_and_sends() {
+    let Some(net) = net() else { return };
+    assert!(sh(&net.peer, "ethtool -K v1 tso off gso off tx off"));
+    net.ours.run(|| {
+        let pool = Pool::new(512, 2048);
+        let mut port = PnetPort::open("v0", owned()).unwrap();
+        transfer(&net, &mut port, &pool, 100_000);
+        echo(&net, &mut port, &pool, 1400);
+    });
+}
+
+#[test]
+fn packets_given_back_reach_the_kernel_as_if_nothing_had_been() {
+    let Some(net) = net() else { return };
+    const LEN: usize = 1 << 20;
+    net.ours.run(|| {
+        let pool = Pool::new(512, 2048);
+        let mut port = AfPacketPort::open("v0", &taking(85)).unwrap();
+        let mut kernel = KernelPath::open("plait0").unwrap();
+        let listener = TcpListener::bind((KERNEL, 85)).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let sender = net.peer.spawn_thread("sender", || {
+            let to = SocketAddr::new(ip(KERNEL), 85);
+            let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(5)).unwrap();
+            stream.write_all(&pattern(LEN)).unwrap();
+        });
+        let (mut stream, mut text, mut largest) = (None, Vec::new(), 0);
+        let (mut rx, mut buffer) = (Vec::new(), vec![0; 1 << 16]);
+        let end = Instant::now() + Duration::from_secs(10);
+        while text.len() < LEN && Instant::now() < end {
+            port.receive(&pool, &mut rx);
+            for mut frame in rx.drain(..) {
+                frame.octets.trim_front(14);
+                largest = largest.max(frame.octets.len());
+                assert!(kernel.give(&frame.octets, frame.checksum));
+            }
+            if let Ok((accepted, _)) = listener.accept() {
+                accepted.set_nonblocking(true).unwrap();
+                stream = Some(accepted);
+            }
+            if let Some(Ok(n)) = stream.as_mut().map(|s| s.read(&mut buffer)) {
+                text.extend_from_slice(&buffer[..n]);
+            }
+        }
+        assert!(text == pattern(LEN), "{} octets arrived", text.len());
+        assert!(largest > 10_000, "super-segments took this way: {largest}");
+        sender.unwrap().join().unwrap();
+    });
+    assert!(!sh(&net.ours, "ip link show plait0"), "the device has gone with its owner");
+}

@@ -1,0 +1,292 @@
+//! A worker on its own thread over real devices: neighbours, echo, commands, sleeping, the way back to the kernel.
+#![forbid(unsafe_code)]
+
+use pcap_tests::netlink;
+use pcap_tests::netns::Namespace;
+use plait_dataplane::run::{Engine, Io, PortConfig, Running, WorkerConfig, start};
+use plait_dataplane::steer::{SteerRule, Steering};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use stack::time::{Duration, Instant};
+use stack::wire::{
+    Control, Endpoint, FlowTuple, Options, Prefix, RxPacket, Segment, SeqNum, SynOptions, TxPacket,
+    Unreachable, UnscaledWindow, emit,
+};
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
+
+fn ip(s: &str) -> IpAddr {
+    s.parse().unwrap()
+}
+
+/// Claims nothing, sends what it is told to.
+#[derive(Default)]
+struct Nobody {
+    packets: Vec<RxPacket>,
+    seen: Vec<Vec<u8>>,
+    sending: Vec<TxPacket>,
+    due: Option<Instant>,
+    expired: u32,
+}
+
+impl Engine for Nobody {
+    fn ingest(&mut self, rx: &mut Vec<RxPacket>, _now: Instant) {
+        self.seen.extend(rx.iter().map(|packet| packet.octets.to_vec()));
+        self.packets.append(rx);
+    }
+    fn expire(&mut self, now: Instant) {
+        if self.due.is_some_and(|due| due <= now) {
+            self.due = None;
+            self.expired += 1;
+        }
+    }
+    fn transmit(&mut self, tx: &mut Vec<TxPacket>, _budget: usize, _now: Instant) {
+        tx.append(&mut self.sending);
+    }
+    fn on_unreachable(&mut self, _packet: &TxPacket, _why: Unreachable, _now: Instant) {}
+    fn deadline(&self) -> Option<Instant> {
+        self.due
+    }
+    fn passed(&mut self, out: &mut Vec<RxPacket>) {
+        out.append(&mut self.packets);
+    }
+}
+
+struct Net {
+    ours: Namespace,
+    peer: Namespace,
+}
+
+/// Kernel addresses .9 and .2 on a veth pair. `None`, with the reason printed, only where that was declared.
+fn net() -> Option<Net> {
+    let made = Namespace::new("ours").and_then(|ours| {
+        let peer = Namespace::new("peer")?;
+        ours.join("v0", &peer, "v1")?;
+        ours.run(|| netlink::add_address("v0", ip("10.7.0.9"), 24))?;
+        for addr in ["10.7.0.2", "fd00::2"] {
+            // Without duplicate address detection an address could be used at once; it cannot, so we wait below.
+            peer.run(|| {
+                netlink::add_address("v1", ip(addr), if addr.contains(':') { 64 } else { 24 })
+            })?;
+        }
+        Ok(Net { ours, peer })
+    });
+    match made {
+        Ok(net) => Some(net),
+        Err(error) if std::env::var_os("PLAIT_TESTS_WITHOUT_ROOT").is_some() => {
+            println!("not run: no namespaces without root ({error})");
+            None
+        }
+        Err(error) => panic!(
+            "needs root to make namespaces ({error}); set PLAIT_TESTS_WITHOUT_ROOT to do without"
+        ),
+    }
+}
+
+fn config(io: Io, rules: Vec<SteerRule>) -> WorkerConfig {
+    WorkerConfig {
+        ports: vec![PortConfig {
+            name: "lan".into(),
+            device: "v0".into(),
+            io,
+            queues: vec![],
+            owned: vec![
+                Prefix { addr: ip("10.7.0.1"), len: 24 },
+                Prefix { addr: ip("fd00::1"), len: 64 },
+            ],
+            gateways: vec![],
+            steering: Steering { rules, except: vec![] },
+        }],
+        routes: vec![],
+        tun: Some("plait0".into()),
+        spin: Duration::from_micros(20),
+        core: None,
+        frames: 4096,
+        frame_size: 2048,
+    }
+}
+
+fn begin(net: &Net, io: Io, rules: Vec<SteerRule>) -> Running<Nobody> {
+    net.ours.run(|| start("worker", config(io, rules), |_| Nobody::default())).unwrap()
+}
+
+fn end(running: Running<Nobody>) {
+    running.link.stop();
+    running.thread.join().unwrap();
+    assert!(!running.link.send(Box::new(|_| ())), "nobody is there any more");
+}
+
+/// One echo request from the peer's kernel; whether an answer comes within two seconds.
+fn pings(net: &Net, to: &str) -> bool {
+    let to = ip(to);
+    net.peer.run(|| {
+        let (domain, protocol, kind, reply) = match to {
+            IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4, 8u8, 0u8),
+            IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6, 128, 129),
+        };
+        let mut socket = Socket::new(domain, Type::RAW, Some(protocol)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        let mut request = [kind, 0, 0, 0, 0x12, 0x34, 0, 1, b'p', b'l', b'a', b'i'];
+        if to.is_ipv4() {
+            let sum = stack::wire::checksum::sum(&request);
+            request[2..4].copy_from_slice(&(!sum).to_be_bytes()); // ICMPv6 sockets do it themselves
+        }
+        let give_up = std::time::Instant::now() + Duration::from_secs(4);
+        while std::time::Instant::now() < give_up {
+            // A new IPv6 address is not usable for a while: the error, if any, passes.
+            let _ = socket.send_to(&request, &SockAddr::from(SocketAddr::new(to, 0)));
+            let mut answer = [0; 256];
+            while let Ok(n) = socket.read(&mut answer) {
+                let icmp = if to.is_ipv4() { &answer[20..n] } else { &answer[..n] };
+                if icmp[0] == reply && icmp[4..] == request[4..] {
+                    return true;
+                }
+            }
+        }
+        false
+    })
+}
+
+#[test]
+fn owned_addresses_resolve_and_answer_echo_on_every_kind_of_port() {
+    let Some(net) = net() else { return };
+    for io in [Io::AfPacket, Io::AfXdp, Io::Pnet] {
+        let running = begin(&net, io, vec![]);
+        assert!(pings(&net, "10.7.0.1"), "{io:?}");
+        assert!(pings(&net, "fd00::1"), "{io:?}");
+        assert!(pings(&net, "10.7.0.9"), "{io:?}: the kernel's own");
+        end(running);
+        assert!(net.peer.run(|| netlink::set_up("v1", false)).is_ok()); // forgets its neighbours
+        net.peer.run(|| netlink::set_up("v1", true)).unwrap();
+        net.peer.run(|| netlink::add_address("v1", ip("fd00::2"), 64)).ok();
+    }
+}
+
+#[test]
+fn an_idle_worker_sleeps_until_its_deadline_or_a_command() {
+    let Some(net) = net() else { return };
+    let running = begin(&net, Io::AfPacket, vec![]);
+    std::thread::sleep(Duration::from_millis(100));
+    let before = running.link.ask(|w| w.stats().turns).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    let turns = running.link.ask(|w| w.stats().turns).unwrap() - before;
+    assert!(turns < 2000, "{turns} turns in 300 ms without anything to do");
+    running.link.ask(|w| w.engine.due = Some(Instant::from_millis(1))).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(running.link.ask(|w| w.engine.expired), Some(1));
+    end(running);
+}
+
+#[test]
+fn a_link_that_goes_down_and_comes_back_goes_on() {
+    let Some(net) = net() else { return };
+    for io in [Io::AfPacket, Io::AfXdp] {
+        let running = begin(&net, io, vec![]);
+        assert!(pings(&net, "10.7.0.1"), "{io:?}");
+        net.ours.run(|| netlink::set_up("v0", false)).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+        let before = running.link.ask(|w| w.stats().turns).unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+        let turns = running.link.ask(|w| w.stats().turns).unwrap() - before;
+        assert!(turns < 2000, "{io:?}: {turns} turns in 200 ms on a dead link");
+        net.ours.run(|| netlink::set_up("v0", true)).unwrap();
+        assert!(pings(&net, "10.7.0.1"), "{io:?}: after the link came back");
+        end(running);
+    }
+}
+
+#[test]
+fn a_device_that_is_taken_away_does_not_take_the_worker_along() {
+    for io in [Io::AfPacket, Io::AfXdp] {
+        let Some(net) = net() else { return };
+        let running = begin(&net, io, vec![]);
+        assert!(pings(&net, "10.7.0.1"), "{io:?}");
+        let mut command = Command::new("ip");
+        command.args(["link", "del", "v0"]);
+        assert!(net.ours.output(command).unwrap().status.success());
+        std::thread::sleep(Duration::from_millis(100));
+        let before = running.link.ask(|w| w.stats().turns).unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+        let turns = running.link.ask(|w| w.stats().turns).unwrap() - before;
+        assert!(turns < 2000, "{io:?}: {turns} turns in 200 ms without a device");
+        end(running);
+    }
+}
+
+/// A flow to the far side that the worker takes and nobody claims: the kernel forwards it as if Plait were not there.
+#[test]
+fn unclaimed_flows_are_forwarded_by_the_kernel() {
+    const LEN: usize = 300_000;
+    for io in [Io::AfPacket, Io::AfXdp] {
+        let Some(net) = net() else { return };
+        let far = Namespace::new("far").unwrap();
+        net.ours.join("w0", &far, "w1").unwrap();
+        net.ours.run(|| netlink::add_address("w0", ip("10.8.0.9"), 24)).unwrap();
+        far.run(|| netlink::add_address("w1", ip("10.8.0.2"), 24)).unwrap();
+        far.run(|| netlink::replace_route(ip("0.0.0.0"), 0, ip("10.8.0.9"))).unwrap();
+        net.peer.run(|| netlink::replace_route(ip("0.0.0.0"), 0, ip("10.7.0.9"))).unwrap();
+        net.ours.set_sysctl("net.ipv4.ip_forward", "1").unwrap();
+        net.ours.set_sysctl("net.ipv4.conf.all.rp_filter", "0").unwrap();
+        let running =
+            begin(&net, io, vec![SteerRule::TcpTo { from: None, to: None, ports: 1..=u16::MAX }]);
+        let listener = far.run(|| TcpListener::bind("10.8.0.2:90").unwrap());
+        let server = std::thread::spawn(move || {
+            let mut text = Vec::new();
+            listener.accept().unwrap().0.read_to_end(&mut text).unwrap();
+            text
+        });
+        net.peer.run(|| {
+            let to = "10.8.0.2:90".parse().unwrap();
+            let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(5)).unwrap();
+            stream.write_all(&vec![7; LEN]).unwrap();
+        });
+        assert!(server.join().unwrap() == vec![7; LEN], "{io:?}");
+        let stats = running.link.ask(|w| w.stats()).unwrap();
+        assert!(stats.given_back > 5, "{io:?}: {stats:?}");
+        assert_eq!(stats.unclaimed_dropped, 0, "{io:?}");
+        end(running);
+    }
+}
+
+/// A SYN from an address that is not ours: its next hop is resolved all the same, and the answer comes to us.
+#[test]
+fn a_port_that_owns_no_address_resolves_its_neighbors() {
+    let Some(net) = net() else { return };
+    net.ours.run(|| netlink::add_address("v0", ip("fd00::9"), 64)).unwrap();
+    net.peer.run(|| netlink::replace_route(ip("0.0.0.0"), 0, ip("10.7.0.9"))).unwrap();
+    net.peer.run(|| netlink::replace_route(ip("::"), 0, ip("fd00::9"))).unwrap();
+    std::thread::sleep(Duration::from_millis(2500)); // duplicate address detection of both ends
+    for io in [Io::AfPacket, Io::AfXdp] {
+        let rule = SteerRule::TcpTo { from: None, to: None, ports: 4000..=4000 };
+        let mut config = config(io, vec![rule]);
+        config.ports[0].owned.clear();
+        let running = net.ours.run(|| start("worker", config, |_| Nobody::default())).unwrap();
+        for (from, to) in [("172.16.5.5", "10.7.0.2"), ("fd99::5", "fd00::2")] {
+            let flow = FlowTuple {
+                local: Endpoint::new(ip(from), 4000),
+                remote: Endpoint::new(ip(to), 99),
+            };
+            running.link.ask(move |w| w.engine.sending.push(syn(flow))).unwrap();
+            let answered = (0..200).any(|_| {
+                std::thread::sleep(Duration::from_millis(10));
+                running.link.ask(|w| std::mem::take(&mut w.engine.seen)).unwrap().len() == 1
+            });
+            let stats = running.link.ask(|w| (w.stats(), w.port_stats().next().map(|p| p.1)));
+            assert!(answered, "{io:?}: {to} refuses: {stats:?}");
+        }
+        end(running);
+    }
+}
+
+fn syn(flow: FlowTuple) -> TxPacket {
+    let segment = Segment {
+        seq: SeqNum(7),
+        ack: None,
+        control: Control::Syn,
+        push: false,
+        window: UnscaledWindow(1000),
+        options: Options::Syn(SynOptions::default()),
+        text: Default::default(),
+    };
+    emit(flow, &segment, 0)
+}

@@ -1,0 +1,239 @@
+//! A run of octets over one or more frames.
+#![forbid(unsafe_code)]
+
+use super::{Payload, Pool};
+use crate::checksum;
+use smallvec::SmallVec;
+
+/// Payloads in order: the text of a segment or super-segment (up to 64 KB), never linearized. No part is empty.
+#[derive(Clone, Default, Debug)]
+pub struct Chain {
+    parts: SmallVec<[Payload; 2]>,
+    len: u32,
+}
+
+impl Chain {
+    /// No octets.
+    pub fn new() -> Chain {
+        Chain::default()
+    }
+
+    /// A copy of `bytes`, cut into as many frames as it needs, each behind `headroom` free octets. `None` if the pool
+    /// runs dry.
+    pub fn copy_from(pool: &Pool, headroom: u16, bytes: &[u8]) -> Option<Chain> {
+        let room = pool.chunk_size().checked_sub(usize::from(headroom)).filter(|r| *r > 0)?;
+        let mut chain = Chain::new();
+        for part in bytes.chunks(room) {
+            chain.push(Payload::copy_from(pool, headroom, part)?);
+        }
+        Some(chain)
+    }
+
+    /// Octets in all.
+    pub fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The parts in order.
+    pub fn parts(&self) -> &[Payload] {
+        &self.parts
+    }
+
+    /// Consumes the chain part by part.
+    pub fn into_parts(self) -> impl Iterator<Item = Payload> {
+        self.parts.into_iter()
+    }
+
+    /// Appends; an empty payload is dropped.
+    pub fn push(&mut self, payload: Payload) {
+        if !payload.is_empty() {
+            self.len += payload.len() as u32;
+            self.parts.push(payload);
+        }
+    }
+
+    /// Appends all of `other`.
+    pub fn append(&mut self, mut other: Chain) {
+        self.len += other.len;
+        self.parts.append(&mut other.parts);
+    }
+
+    /// Keeps `0..at`, returns the rest.
+    ///
+    /// # Panics
+    /// If `at` is past the end.
+    pub fn split_off(&mut self, at: u32) -> Chain {
+        assert!(at <= self.len, "split past the end");
+        let mut seen = 0u32;
+        for i in 0..self.parts.len() {
+            let len = self.parts[i].len() as u32;
+            if seen + len <= at {
+                seen += len;
+                continue;
+            }
+            let mut rest = Chain { parts: self.parts.drain(i..).collect(), len: self.len - seen };
+            let keep = at - seen;
+            if keep > 0 {
+                let tail = rest.parts[0].split_off(keep as u16);
+                self.parts.push(core::mem::replace(&mut rest.parts[0], tail));
+                rest.len -= keep;
+            }
+            self.len = at;
+            return rest;
+        }
+        Chain::new()
+    }
+
+    /// Drops the first `n` octets, in place.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn trim_front(&mut self, n: u32) {
+        assert!(n <= self.len, "trim past the end");
+        self.len -= n;
+        let (mut left, mut whole) = (n, 0);
+        while let Some(part) = self.parts.get(whole)
+            && part.len() as u32 <= left
+        {
+            left -= part.len() as u32;
+            whole += 1;
+        }
+        self.parts.drain(..whole);
+        if left > 0 {
+            self.parts[0].trim_front(left as u16);
+        }
+    }
+
+    /// Keeps the first `n` octets, in place.
+    pub fn truncate(&mut self, n: u32) {
+        while self.len > n
+            && let Some(last) = self.parts.last_mut()
+        {
+            let (len, excess) = (last.len() as u32, self.len - n);
+            if len > excess {
+                last.truncate((len - excess) as u16);
+                self.len = n;
+            } else {
+                self.parts.pop();
+                self.len -= len;
+            }
+        }
+    }
+
+    /// A second view of octets `start..start + len` (frames are shared, not copied).
+    ///
+    /// # Panics
+    /// If that reaches past the end.
+    pub fn slice(&self, start: u32, len: u32) -> Chain {
+        assert!(start + len <= self.len, "slice past the end");
+        let mut out = Chain::new();
+        let (mut skip, mut want) = (start, len);
+        for part in &self.parts {
+            let part_len = part.len() as u32;
+            if skip >= part_len {
+                skip -= part_len;
+                continue;
+            }
+            if want == 0 {
+                break;
+            }
+            let mut piece = part.clone();
+            piece.trim_front(skip as u16);
+            piece.truncate(want.min(u32::from(u16::MAX)) as u16);
+            skip = 0;
+            want -= piece.len() as u32;
+            out.push(piece);
+        }
+        out
+    }
+
+    /// [`Payload::release_headers`] of the first part.
+    pub fn release_headers(&mut self) {
+        if let Some(first) = self.parts.first_mut() {
+            first.release_headers();
+        }
+    }
+
+    /// Folded ones-complement sum of all octets, as if the first lay at an even offset.
+    pub fn sum(&mut self) -> u16 {
+        let mut total = 0u32;
+        let mut odd = false;
+        for part in &mut self.parts {
+            let sum = part.sum();
+            total += u32::from(if odd { sum.swap_bytes() } else { sum });
+            odd ^= part.len() % 2 == 1;
+        }
+        checksum::fold(total)
+    }
+
+    /// Copies all octets into `out`.
+    ///
+    /// # Panics
+    /// If `out` is shorter than the chain.
+    pub fn copy_to(&self, out: &mut [u8]) {
+        let mut at = 0;
+        for part in &self.parts {
+            out[at..at + part.len()].copy_from_slice(part.bytes());
+            at += part.len();
+        }
+    }
+
+    /// The octets in one vector.
+    pub fn to_vec(&self) -> alloc::vec::Vec<u8> {
+        let mut out = alloc::vec![0; self.len as usize];
+        self.copy_to(&mut out);
+        out
+    }
+}
+
+impl From<Payload> for Chain {
+    fn from(payload: Payload) -> Chain {
+        let mut chain = Chain::new();
+        chain.push(payload);
+        chain
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn split_slice_and_sum_agree_with_a_plain_vector(
+            bytes in proptest::collection::vec(any::<u8>(), 0..300),
+            chunk in 1usize..40,
+            at in 0u32..300,
+            len in 0u32..300,
+        ) {
+            let pool = Pool::new(400, chunk);
+            let mut chain = Chain::copy_from(&pool, 0, &bytes).unwrap();
+            prop_assert_eq!(chain.to_vec(), bytes.clone());
+            prop_assert_eq!(chain.sum(), { let s = checksum::sum(&bytes); if s == 0 && !bytes.is_empty() { 0xffff } else { s } });
+            let at = at.min(bytes.len() as u32);
+            let len = len.min(bytes.len() as u32 - at);
+            prop_assert_eq!(chain.slice(at, len).to_vec(), &bytes[at as usize..(at + len) as usize]);
+            let (mut front, mut back) = (chain.clone(), chain.clone());
+            front.truncate(at);
+            back.trim_front(at);
+            prop_assert_eq!((front.to_vec(), back.to_vec()), (bytes[..at as usize].to_vec(), bytes[at as usize..].to_vec()));
+            prop_assert_eq!((front.len(), back.len()), (at, bytes.len() as u32 - at));
+            prop_assert!(front.parts().iter().chain(back.parts()).all(|p| !p.is_empty()));
+            drop((front, back));
+            let rest = chain.split_off(at);
+            prop_assert_eq!(chain.len(), at);
+            let both: Vec<u8> = chain.to_vec().into_iter().chain(rest.to_vec()).collect();
+            prop_assert_eq!(both, bytes);
+            prop_assert!(chain.parts().iter().chain(rest.parts()).all(|p| !p.is_empty()));
+            drop((chain, rest));
+            prop_assert_eq!(pool.free(), 400);
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! What the bridges of a shard share: configuration made ready for use, and what was learnt about dMCPs.
+#![forbid(unsafe_code)]
+
+use super::config::{McpConfig, SourceMode, Transport};
+use super::negative_cache::NegativeCache;
+use crate::mptcp::{MptcpConfig, MptcpCounters};
+use crate::shard::Cx;
+use crate::tcp::TcpConfig;
+use crate::wire::{Endpoint, FlowTuple};
+use alloc::rc::Rc;
+use core::net::IpAddr;
+
+/// Shared by all bridges of a shard.
+pub struct Mcp {
+    pub(super) config: Rc<McpConfig>,
+    /// TCP legs: MSS clamped, buffers limited.
+    pub(super) tcp: TcpConfig,
+    /// MPTCP legs.
+    pub(super) mptcp: Rc<MptcpConfig>,
+    /// MPTCP legs towards a dMCP: without MP_CAPABLE there is no conversion, so a SYN never goes without.
+    pub(super) explicit: Rc<MptcpConfig>,
+    pub(super) avoided: NegativeCache,
+    pub(super) counters: MptcpCounters,
+}
+
+impl From<McpConfig> for Mcp {
+    fn from(config: McpConfig) -> Mcp {
+        let buffer = config.buffer;
+        let tcp = TcpConfig {
+            mss: config.leg_mss(),
+            receive_buffer: config.tcp.receive_buffer.min(buffer),
+            send_buffer: buffer,
+            ..config.tcp.clone()
+        };
+        let mptcp = MptcpConfig {
+            receive_buffer: config.mptcp.receive_buffer.min(buffer),
+            send_buffer: buffer,
+            ..config.mptcp.clone()
+        };
+        let explicit = MptcpConfig { syn_retrans_before_tcp_fallback: u8::MAX, ..mptcp.clone() };
+        Mcp {
+            tcp,
+            mptcp: Rc::new(mptcp),
+            explicit: Rc::new(explicit),
+            avoided: NegativeCache::new(config.remotes.len(), config.negative_cache_ttl),
+            counters: MptcpCounters::default(),
+            config: Rc::new(config),
+        }
+    }
+}
+
+impl Mcp {
+    /// The configuration as it was given.
+    pub fn config(&self) -> &McpConfig {
+        &self.config
+    }
+
+    /// dMCPs that are left alone.
+    pub fn negative_cache(&self) -> &NegativeCache {
+        &self.avoided
+    }
+
+    /// As [`Mcp::negative_cache`], to flush it.
+    pub fn negative_cache_mut(&mut self) -> &mut NegativeCache {
+        &mut self.avoided
+    }
+
+    /// MPTCP events of all connections, those of ended ones included.
+    pub fn mptcp_counters(&self) -> &MptcpCounters {
+        &self.counters
+    }
+
+    /// The flow of a leg to `server`, free to use. `client` is who it is for.
+    pub(super) fn far_flow(
+        &self,
+        wanted: Source,
+        transport: Transport,
+        client: Endpoint,
+        server: Endpoint,
+        cx: &mut Cx<'_>,
+    ) -> Option<FlowTuple> {
+        let local = match wanted {
+            Source::Of(end) => end,
+            Source::Ours => {
+                let addr = self.source_address(transport, client.addr, server.addr)?;
+                Endpoint::new(addr, cx.ephemeral_port(addr, server)?)
+            }
+        };
+        let flow = FlowTuple { local, remote: server };
+        let one_family = local.addr.is_ipv4() == server.addr.is_ipv4();
+        (one_family && cx.is_free(flow)).then_some(flow)
+    }
+
+    /// One of our addresses. A client is always shown as the same one (RFC 4787 REQ-2: paired).
+    fn source_address(
+        &self,
+        transport: Transport,
+        client: IpAddr,
+        server: IpAddr,
+    ) -> Option<IpAddr> {
+        let paths = || {
+            let usable = |a: &&crate::mptcp::LocalAddress| a.subflow || a.signal;
+            let all = self.config.mptcp.addresses.iter();
+            all.filter(usable).filter(|a| a.reaches(server)).map(|a| a.addr)
+        };
+        let sources = || {
+            let all = self.config.source_addresses.iter().copied();
+            all.filter(|a| a.is_ipv4() == server.is_ipv4())
+        };
+        match transport {
+            Transport::Mptcp => {
+                paths().find(|a| !a.is_unspecified()).or_else(|| pick(client, sources))
+            }
+            Transport::Tcp => pick(client, sources).or_else(|| paths().next()),
+        }
+    }
+
+    /// The endpoint of dMCP `remote` that one of our paths reaches, and that path's address.
+    pub(super) fn path_to_remote(&self, remote: usize) -> Option<(IpAddr, Endpoint)> {
+        let endpoints = &self.config.remotes.get(remote)?.endpoints;
+        endpoints.iter().find_map(|&to| {
+            let addr = self.source_address(Transport::Mptcp, to.addr, to.addr)?;
+            Some((addr, to))
+        })
+    }
+}
+
+/// Whose address a far leg shows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Source {
+    /// Somebody's.
+    Of(Endpoint),
+    /// One of ours.
+    Ours,
+}
+
+impl Source {
+    pub(super) fn new(mode: SourceMode, client: Endpoint) -> Source {
+        match mode {
+            SourceMode::Keep => Source::Of(client),
+            SourceMode::Replace => Source::Ours,
+        }
+    }
+}
+
+/// Always the same one for the same client.
+fn pick<I: Iterator<Item = IpAddr>>(client: IpAddr, all: impl Fn() -> I) -> Option<IpAddr> {
+    let count = all().count();
+    let octets = match client {
+        IpAddr::V4(a) => a.to_bits().into(),
+        IpAddr::V6(a) => a.to_bits(),
+    };
+    all().nth((octets % count.max(1) as u128) as usize)
+}

@@ -1,0 +1,73 @@
+//! What a connection is told when it is made.
+#![forbid(unsafe_code)]
+
+use crate::tcp::TcpConfig;
+use crate::time::Duration;
+use crate::wire::Prefix;
+use alloc::vec::Vec;
+use core::net::IpAddr;
+
+/// Parameters of a connection, shared by all connections of a shard.
+#[derive(Clone, Debug)]
+pub struct MptcpConfig {
+    /// Every subflow's TCP; `window` is overridden, as the window belongs to the connection.
+    pub tcp: TcpConfig,
+    /// Ask for DSS checksums (flag A of MP_CAPABLE); they are used if either side asks.
+    pub checksum: bool,
+    /// Retransmissions of a SYN with MP_CAPABLE before it is sent without.
+    pub syn_retrans_before_tcp_fallback: u8,
+    /// How long an ADD_ADDR waits for its echo.
+    pub add_addr_timeout: Duration,
+    /// Retransmissions of an ADD_ADDR.
+    pub add_addr_retries: u8,
+    /// How long a connection lives without any subflow.
+    pub close_timeout: Duration,
+    /// Subflows at a time.
+    pub max_subflows: u8,
+    /// Octets kept until the peer's DATA_ACK, sent or not.
+    pub send_buffer: u32,
+    /// Most octets the shared receive window ever offers.
+    pub receive_buffer: u32,
+    /// Our addresses. Their address ids are their positions plus one; the first subflow's address has id 0.
+    pub addresses: Vec<LocalAddress>,
+}
+
+impl Default for MptcpConfig {
+    fn default() -> MptcpConfig {
+        MptcpConfig {
+            tcp: TcpConfig::default(),
+            checksum: false,
+            syn_retrans_before_tcp_fallback: 2,
+            add_addr_timeout: Duration::from_secs(15),
+            add_addr_retries: 3,
+            close_timeout: Duration::from_secs(60),
+            max_subflows: 8,
+            send_buffer: 4 << 20,
+            receive_buffer: 4 << 20,
+            addresses: Vec::new(),
+        }
+    }
+}
+
+/// An address of ours that subflows may use.
+#[derive(Clone, Debug)]
+pub struct LocalAddress {
+    /// The address.
+    pub addr: IpAddr,
+    /// Announce it to the peer by ADD_ADDR.
+    pub signal: bool,
+    /// Open subflows from it.
+    pub subflow: bool,
+    /// Subflows from it are backups.
+    pub backup: bool,
+    /// Remote prefixes it can talk to; empty means all.
+    pub reach: Vec<Prefix>,
+}
+
+impl LocalAddress {
+    /// Whether a subflow from here to `remote` makes sense.
+    pub fn reaches(&self, remote: IpAddr) -> bool {
+        self.addr.is_ipv4() == remote.is_ipv4()
+            && (self.reach.is_empty() || self.reach.iter().any(|prefix| prefix.contains(remote)))
+    }
+}

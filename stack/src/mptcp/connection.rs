@@ -1,0 +1,439 @@
+//! One Multipath TCP connection: what its owner sees of it.
+#![forbid(unsafe_code)]
+
+use super::config::MptcpConfig;
+use super::fallback::{FallbackCause, Infinite};
+use super::info::{MptcpCounters, MptcpInfo, SubflowInfo};
+use super::key::Key;
+use super::path_manager::PathManager;
+use super::reinjection::SendQueue;
+use super::state::DataState;
+use super::subflow::{Stage, Subflow};
+use crate::buf::Chain;
+use crate::tcp::{CloseReason, Phase, Reassembly, RightEdge, TcpConfig, TimeWait, TxSegment};
+use crate::time::{Instant, earliest};
+use crate::wire::{Dsn, FlowTuple, ResetReason, Segment};
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+
+/// What happened that the owner has to know.
+#[derive(Debug)]
+pub enum Event {
+    /// The first subflow's handshake is complete.
+    Established {
+        /// Payload of the peer's SYN/ACK.
+        synack_text: Chain,
+        /// Octets of our SYN payload (or SYN/ACK payload) that the peer took. The rest is not repeated: whether to
+        /// send it again as data is the owner's to decide.
+        acked_text: u32,
+        /// False: this is plain TCP.
+        mptcp: bool,
+    },
+    /// A subflow came into being; its segments belong here.
+    FlowOpened(FlowTuple),
+    /// A subflow is gone; its last state, if it has to linger.
+    FlowClosed(FlowTuple, Option<Box<TimeWait>>),
+    /// From now on this is plain TCP.
+    Fallback(FallbackCause),
+    /// The connection is gone, with all its subflows.
+    Closed(CloseReason),
+}
+
+/// Which end of the first handshake we are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Role {
+    Initiator,
+    Responder,
+}
+
+/// What the handshake led to.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Mode {
+    Opening,
+    Mptcp,
+    Plain(Infinite),
+}
+
+/// The peer's key and what follows from it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer {
+    pub key: Key,
+    pub token: u32,
+    pub idsn: Dsn,
+}
+
+impl Peer {
+    pub(super) fn new(key: u64) -> Peer {
+        let key = Key(key);
+        Peer { key, token: key.token(), idsn: key.idsn() }
+    }
+}
+
+/// The receiving half of the data level.
+#[derive(Debug)]
+pub(super) struct Receive {
+    /// Holds what is out of order.
+    pub holes: Reassembly<Dsn>,
+    /// In order, not yet taken by the owner.
+    pub ready: VecDeque<Chain>,
+    pub ready_len: u32,
+    pub nxt: Dsn,
+    /// Right edge of the window; it never retreats (RFC 8684 3.3.4).
+    pub edge: Dsn,
+    /// Where the peer's DATA_FIN (or FIN, after a fallback) stands, once known.
+    pub fin: Option<Dsn>,
+    pub fin_taken: bool,
+    /// The peer uses 64-bit DSNs, so DATA_ACKs must be as long (RFC 8684 3.3.2).
+    pub long: bool,
+    /// Last DATA_ACK sent.
+    pub acked: Dsn,
+    /// A DSS with a mapping or DATA_ACK was seen.
+    pub dss_seen: bool,
+}
+
+/// A Multipath TCP connection, or the plain TCP connection it turned into at the handshake. Sans-IO: after every call
+/// that changes something, drain `poll_event` and `poll_transmit`, and look at `deadline`.
+#[derive(Debug)]
+pub struct Connection {
+    pub(super) cfg: Rc<MptcpConfig>,
+    pub(super) role: Role,
+    pub(super) mode: Mode,
+    pub(super) key: Key,
+    pub(super) token: u32,
+    pub(super) idsn: Dsn,
+    pub(super) peer: Option<Peer>,
+    pub(super) checksum: bool,
+    /// The peer is known to hold our key.
+    pub(super) confirmed: bool,
+    pub(super) first: FlowTuple,
+    pub(super) syns_sent: u8,
+    pub(super) syn_plain: bool,
+    pub(super) accept_text: u32,
+    pub(super) answer_len: u32,
+    pub(super) subflows: Vec<Subflow>,
+    pub(super) cursor: usize,
+    pub(super) snd: SendQueue,
+    /// Right edge of the peer's data window.
+    pub(super) snd_edge: Dsn,
+    pub(super) data_acked: bool,
+    pub(super) rcv: Receive,
+    pub(super) state: DataState,
+    pub(super) close_wanted: bool,
+    pub(super) abort_wanted: Option<CloseReason>,
+    /// The peer sent MP_FASTCLOSE: our RSTs need not.
+    pub(super) peer_aborted: bool,
+    /// When a DATA_ACK that did not fit on data goes out by itself.
+    pub(super) data_ack_at: Option<Instant>,
+    pub(super) phase: Phase,
+    pub(super) paths: PathManager,
+    pub(super) stall_at: Option<Instant>,
+    pub(super) stall_count: u8,
+    pub(super) opportunistic: Option<Dsn>,
+    pub(super) probe_at: Option<Instant>,
+    pub(super) fin_at: Option<Instant>,
+    pub(super) fin_tries: u8,
+    pub(super) lonely_until: Option<Instant>,
+    pub(super) dirty: bool,
+    pub(super) events: VecDeque<Event>,
+    pub(super) replies: VecDeque<(FlowTuple, Segment)>,
+    pub(super) counters: MptcpCounters,
+    pub(super) subflows_total: u8,
+    pub(super) bytes_sent: u64,
+    pub(super) bytes_retrans: u64,
+    pub(super) bytes_received: u64,
+    pub(super) bytes_acked: u64,
+}
+
+impl Connection {
+    pub(super) fn blank(cfg: Rc<MptcpConfig>, role: Role, key: Key, flow: FlowTuple) -> Connection {
+        let idsn = key.idsn();
+        Connection {
+            role,
+            mode: Mode::Opening,
+            key,
+            token: key.token(),
+            idsn,
+            peer: None,
+            checksum: cfg.checksum,
+            confirmed: false,
+            first: flow,
+            syns_sent: 0,
+            syn_plain: false,
+            accept_text: 0,
+            answer_len: 0,
+            subflows: Vec::with_capacity(2),
+            cursor: 0,
+            snd: SendQueue::new(idsn + 1),
+            snd_edge: idsn + 1,
+            data_acked: false,
+            rcv: Receive::starting_at(Dsn(0), cfg.receive_buffer),
+            state: DataState::Estab,
+            close_wanted: false,
+            abort_wanted: None,
+            peer_aborted: false,
+            data_ack_at: None,
+            phase: Phase::Opening,
+            paths: PathManager::new(&cfg, flow),
+            stall_at: None,
+            stall_count: 0,
+            opportunistic: None,
+            probe_at: None,
+            fin_at: None,
+            fin_tries: 0,
+            lonely_until: None,
+            dirty: true,
+            events: VecDeque::new(),
+            replies: VecDeque::new(),
+            counters: MptcpCounters::default(),
+            subflows_total: 1,
+            bytes_sent: 0,
+            bytes_retrans: 0,
+            bytes_received: 0,
+            bytes_acked: 0,
+            cfg,
+        }
+    }
+
+    /// TCP's parameters for a subflow: the window is the connection's.
+    pub(super) fn subflow_config(&self) -> TcpConfig {
+        TcpConfig {
+            window: RightEdge::Shared,
+            receive_buffer: self.cfg.receive_buffer,
+            ..self.cfg.tcp.clone()
+        }
+    }
+
+    /// What happened since; call until `None`.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// The earliest instant at which [`Connection::on_deadline`] has work.
+    pub fn deadline(&self) -> Option<Instant> {
+        if matches!(self.phase, Phase::Closed(_)) {
+            return None;
+        }
+        let own = [
+            self.stall_at,
+            self.probe_at,
+            self.fin_at,
+            self.data_ack_at,
+            self.lonely_until,
+            self.paths.deadline().filter(|_| self.manages_paths()),
+        ];
+        let below = self.subflows.iter().map(Subflow::deadline);
+        own.into_iter().chain(below).fold(None, earliest)
+    }
+
+    /// The next octets of the peer's stream, in order.
+    pub fn recv(&mut self) -> Option<Chain> {
+        let text = self.rcv.ready.pop_front()?;
+        self.rcv.ready_len -= text.len();
+        if self.rcv.ready.is_empty() {
+            self.rcv.ready = VecDeque::new();
+        }
+        Some(text)
+    }
+
+    /// Whether the peer has finished and everything was taken.
+    pub fn recv_finished(&self) -> bool {
+        self.rcv.fin_taken && self.rcv.ready.is_empty()
+    }
+
+    /// Appends to our stream. More than [`Connection::room`] is taken as well, but should not be given. Ignored after
+    /// [`Connection::close`].
+    pub fn send(&mut self, text: Chain) {
+        if !self.close_wanted && !matches!(self.phase, Phase::Closed(_)) {
+            self.snd.push(text);
+            self.dirty = true;
+        }
+    }
+
+    /// Octets of send buffer left.
+    pub fn room(&self) -> u32 {
+        self.cfg.send_buffer.saturating_sub(self.snd.len())
+    }
+
+    /// Offers the peer a window of `octets` beyond what the owner has taken. What was offered before stays offered.
+    pub fn grant(&mut self, octets: u32) {
+        let taken = self.rcv.nxt - u64::from(self.rcv.ready_len);
+        let edge = taken + u64::from(octets.min(self.cfg.receive_buffer));
+        if self.rcv.edge.before(edge) {
+            self.rcv.edge = edge;
+            self.announce_window();
+        }
+    }
+
+    /// Ends our stream after what was sent: DATA_FIN.
+    pub fn close(&mut self) {
+        self.close_wanted = true;
+        self.dirty = true;
+    }
+
+    /// Ends both streams at once: MP_FASTCLOSE, or RST after a fallback.
+    pub fn abort(&mut self, why: CloseReason) {
+        if self.abort_wanted.is_none() && !matches!(self.phase, Phase::Closed(_)) {
+            self.abort_wanted = Some(why);
+            self.start_abort(why);
+        }
+    }
+
+    /// How far the connection is.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Our token: what a peer's MP_JOIN names us by.
+    pub fn token(&self) -> u32 {
+        self.token
+    }
+
+    /// The first subflow's flow, which names the connection even after that subflow is gone.
+    pub fn flow(&self) -> FlowTuple {
+        self.first
+    }
+
+    /// Whether this is MPTCP, not plain TCP.
+    pub fn is_mptcp(&self) -> bool {
+        matches!(self.mode, Mode::Mptcp)
+    }
+
+    /// Whether anything was counted since `drain_counters`.
+    pub fn has_counted(&self) -> bool {
+        self.counters != MptcpCounters::default()
+    }
+
+    /// Events since the last call.
+    pub fn drain_counters(&mut self) -> MptcpCounters {
+        core::mem::take(&mut self.counters)
+    }
+
+    /// A snapshot under the kernel's names.
+    pub fn info(&self) -> MptcpInfo {
+        MptcpInfo {
+            subflows: self.subflows.len() as u8,
+            subflows_total: self.subflows_total,
+            add_addr_signal: self.paths.announced(),
+            add_addr_accepted: self.paths.accepted(),
+            token: self.token,
+            write_seq: self.snd.end().0,
+            snd_una: self.snd.una().0,
+            rcv_nxt: self.rcv.nxt.0,
+            csum_enabled: self.checksum,
+            retransmits: u64::from(self.stall_count),
+            bytes_sent: self.bytes_sent,
+            bytes_received: self.bytes_received,
+            bytes_acked: self.bytes_acked,
+            bytes_retrans: self.bytes_retrans,
+            fallback: matches!(self.mode, Mode::Plain(_)),
+        }
+    }
+
+    /// The subflows alive.
+    pub fn subflows(&self) -> impl Iterator<Item = SubflowInfo> {
+        self.subflows.iter().map(|sf| SubflowInfo {
+            flow: sf.flow,
+            local_id: sf.local_id,
+            remote_id: sf.remote_id,
+            backup: sf.backup,
+            stale: sf.stale,
+            bytes_sent: sf.bytes_sent,
+            bytes_received: sf.bytes_received,
+            tcp: sf.tcb().map(|tcb| tcb.info()),
+        })
+    }
+
+    /// Checks what must hold between any two calls.
+    #[cfg(any(test, fuzzing, feature = "testkit"))]
+    pub fn assert_invariants(&self) {
+        self.snd.assert_invariants();
+        let ready: u32 = self.rcv.ready.iter().map(Chain::len).sum();
+        assert_eq!(ready, self.rcv.ready_len);
+        assert!(self.rcv.nxt.at_or_before(self.rcv.edge), "nothing beyond the window is taken");
+        assert!(self.rcv.fin.is_none_or(|fin| self.rcv.nxt.at_or_before(fin)));
+        assert_eq!(self.rcv.holes.nxt(), self.rcv.nxt);
+        let closed = matches!(self.phase, Phase::Closed(_));
+        assert!(!closed || self.subflows.is_empty(), "closed means no subflows");
+        assert!(self.subflows.len() <= usize::from(self.cfg.max_subflows));
+        for sf in self.subflows.iter().filter(|_| self.is_mptcp()) {
+            for run in &sf.sent {
+                assert!(run.dsn.before(run.end) && run.end.at_or_before(self.snd.nxt()));
+                assert!(run.seq_end.at_or_before(sf.tx_next));
+            }
+        }
+    }
+
+    pub(super) fn index_of(&self, flow: FlowTuple) -> Option<usize> {
+        self.subflows.iter().position(|sf| sf.flow == flow)
+    }
+
+    /// The ACK number of the data level: the peer's DATA_FIN counts once everything before it came.
+    pub(super) fn data_ack(&self) -> Dsn {
+        self.rcv.nxt + u64::from(self.rcv.fin_taken)
+    }
+
+    /// Octets of shared window to advertise.
+    pub(super) fn window(&self) -> u32 {
+        if self.rcv.nxt.before(self.rcv.edge) {
+            self.rcv.edge.since(self.rcv.nxt).min(u64::from(u32::MAX)) as u32
+        } else {
+            0
+        }
+    }
+
+    /// A peer that may believe the window closed is told on every subflow, as each keeps its own copy of it.
+    fn announce_window(&mut self) {
+        let (nxt, edge, step) = (self.rcv.nxt, self.rcv.edge, self.cfg.receive_buffer / 4);
+        for sf in &mut self.subflows {
+            let left = if nxt.before(sf.advertised) { sf.advertised.since(nxt) } else { 0 };
+            let gain = edge.since(nxt).saturating_sub(left);
+            if left < u64::from(step) && gain >= u64::from(step) {
+                sf.request_ack();
+            }
+        }
+    }
+
+    /// Resets one subflow with a reason; what it carried goes elsewhere.
+    pub(super) fn reset_subflow(&mut self, i: usize, reason: ResetReason, transient: bool) {
+        let Some(sf) = self.subflows.get_mut(i) else { return };
+        sf.reset = Some((reason, transient));
+        match &mut sf.stage {
+            Stage::Open(tcb) => tcb.abort(CloseReason::Aborted),
+            Stage::SynReceived(syn) => syn.refuse(),
+            Stage::SynSent(_) => {}
+        }
+        self.rescue(i);
+        self.dirty = true;
+    }
+}
+
+impl Receive {
+    pub(super) fn starting_at(nxt: Dsn, window: u32) -> Receive {
+        Receive {
+            holes: Reassembly::new(nxt),
+            ready: VecDeque::new(),
+            ready_len: 0,
+            nxt,
+            edge: nxt + u64::from(window),
+            fin: None,
+            fin_taken: false,
+            long: false,
+            acked: nxt,
+            dss_seen: false,
+        }
+    }
+}
+
+/// A segment that no `Tcb` made.
+pub(super) fn bare(segment: Segment) -> TxSegment {
+    TxSegment {
+        segment,
+        label: crate::tcp::Label::PLAIN,
+        offset: 0,
+        gso_size: 0,
+        retransmission: false,
+        option_room: 0,
+    }
+}

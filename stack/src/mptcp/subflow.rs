@@ -1,0 +1,189 @@
+//! One TCP flow of a connection: its handshake, its mappings in both directions, its standing with the scheduler.
+#![forbid(unsafe_code)]
+
+use super::mapping::PeerMappings;
+use crate::buf::Chain;
+use crate::tcp::{OptionRoom, Reassembly, State, SynReceived, SynSent, Tcb};
+use crate::time::{Instant, earliest};
+use crate::wire::{Dsn, FlowTuple, MptcpOption, ResetReason, SeqNum, WindowScale};
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use arrayvec::ArrayVec;
+
+/// The TCP below a subflow.
+#[derive(Debug)]
+pub(super) enum Stage {
+    SynSent(Box<SynSent>),
+    SynReceived(Box<SynReceived>),
+    Open(Box<Tcb>),
+}
+
+/// How far the MPTCP handshake of a subflow is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Handshake {
+    /// The connection's first subflow: MP_CAPABLE.
+    Initial,
+    /// We sent a SYN with MP_JOIN.
+    JoinSent { nonce: u32 },
+    /// We answered a SYN with MP_JOIN and wait for this HMAC-A.
+    JoinReceived { nonce: u32, answer: u64, expected: [u8; 20] },
+    /// RFC 8684 3.2: the third ACK is out and no data may be sent until it is acknowledged.
+    PreEstablished { hmac: [u8; 20], retry_at: Instant, tries: u8 },
+    /// A join that is complete.
+    Joined,
+}
+
+/// A run of octets that was mapped to a subflow.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SentRun {
+    pub dsn: Dsn,
+    pub end: Dsn,
+    /// First sequence number after it.
+    pub seq_end: SeqNum,
+}
+
+#[derive(Debug)]
+pub(super) struct Subflow {
+    pub flow: FlowTuple,
+    pub local_id: u8,
+    pub remote_id: u8,
+    pub stage: Stage,
+    pub handshake: Handshake,
+    /// Shift of the peer's window fields.
+    pub peer_scale: WindowScale,
+    /// Subflow sequence number zero of the peer (RFC 8684 Appendix B: the SYN, moved by accepted SYN data).
+    pub rx_base: SeqNum,
+    /// Subflow sequence number zero of ours.
+    pub tx_base: SeqNum,
+    /// Sequence number of the next octet pushed.
+    pub tx_next: SeqNum,
+    pub mappings: PeerMappings,
+    /// Text that no mapping covers yet.
+    pub unmapped: Vec<(SeqNum, Chain)>,
+    pub unmapped_len: u32,
+    /// `rcv.nxt` when text was last mapped: text below has been through the mappings.
+    pub mapped_upto: SeqNum,
+    /// With checksums: text in order that waits for its mapping to be whole.
+    pub unverified: Option<Reassembly<SeqNum>>,
+    pub verifying: Chain,
+    pub sent: VecDeque<SentRun>,
+    /// The peer asked us to send here only if nothing else works.
+    pub backup: bool,
+    /// Not scheduled until it makes progress.
+    pub stale: bool,
+    /// Its unacknowledged data was queued for re-injection since it last made progress.
+    pub rescued: bool,
+    /// The peer will send no more here.
+    pub peer_fin: bool,
+    /// Our FIN is queued or sent.
+    pub closing: bool,
+    /// In TIME-WAIT; goes when its last ACK has left.
+    pub ended: bool,
+    /// Right edge of the data window in the last segment sent here.
+    pub advertised: Dsn,
+    /// Reason for the RST that is about to be sent.
+    pub reset: Option<(ResetReason, bool)>,
+    /// Options to send once, on the next segments without text.
+    pub signals: ArrayVec<MptcpOption, 4>,
+    pub bytes_sent: u64,
+    pub bytes_received: u64,
+}
+
+impl Subflow {
+    pub(super) fn new(
+        flow: FlowTuple,
+        stage: Stage,
+        handshake: Handshake,
+        ids: (u8, u8),
+    ) -> Subflow {
+        Subflow {
+            flow,
+            local_id: ids.0,
+            remote_id: ids.1,
+            stage,
+            handshake,
+            peer_scale: WindowScale::default(),
+            rx_base: SeqNum(0),
+            tx_base: SeqNum(0),
+            tx_next: SeqNum(0),
+            mappings: PeerMappings::default(),
+            unmapped: Vec::new(),
+            unmapped_len: 0,
+            mapped_upto: SeqNum(0),
+            unverified: None,
+            verifying: Chain::new(),
+            sent: VecDeque::new(),
+            backup: false,
+            stale: false,
+            rescued: false,
+            peer_fin: false,
+            closing: false,
+            ended: false,
+            advertised: Dsn(0),
+            reset: None,
+            signals: ArrayVec::new(),
+            bytes_sent: 0,
+            bytes_received: 0,
+        }
+    }
+
+    pub(super) fn tcb(&self) -> Option<&Tcb> {
+        match &self.stage {
+            Stage::Open(tcb) => Some(tcb),
+            _ => None,
+        }
+    }
+
+    pub(super) fn tcb_mut(&mut self) -> Option<&mut Tcb> {
+        match &mut self.stage {
+            Stage::Open(tcb) => Some(tcb),
+            _ => None,
+        }
+    }
+
+    /// Whether data may be sent here: established, the fourth ACK seen, no FIN of ours, no reset under way.
+    pub(super) fn may_send(&self) -> bool {
+        let complete = matches!(self.handshake, Handshake::Initial | Handshake::Joined);
+        let open = |tcb: &Tcb| matches!(tcb.state(), State::Established | State::CloseWait);
+        complete && !self.closing && self.reset.is_none() && self.tcb().is_some_and(open)
+    }
+
+    /// Whether the scheduler may consider it.
+    pub(super) fn is_usable(&self) -> bool {
+        self.may_send() && !self.stale
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let below = match &self.stage {
+            Stage::SynSent(syn) => syn.deadline(),
+            Stage::SynReceived(syn) => syn.deadline(),
+            Stage::Open(tcb) => tcb.deadline(),
+        };
+        match self.handshake {
+            Handshake::PreEstablished { retry_at, .. } => earliest(below, Some(retry_at)),
+            _ => below,
+        }
+    }
+
+    /// Forgets runs at the front that the peer has at the data level.
+    pub(super) fn forget_sent(&mut self, una: Dsn) {
+        while self.sent.front().is_some_and(|run| run.end.at_or_before(una)) {
+            self.sent.pop_front();
+        }
+        if self.sent.is_empty() && self.sent.capacity() > 64 {
+            self.sent = VecDeque::new();
+        }
+    }
+
+    pub(super) fn request_ack(&mut self) {
+        if let Some(tcb) = self.tcb_mut() {
+            tcb.request_ack();
+        }
+    }
+
+    /// Text of a full segment with `room`.
+    pub(super) fn mss(&self, room: OptionRoom) -> u32 {
+        self.tcb().map_or(0, |tcb| tcb.mss(room))
+    }
+}

@@ -1,0 +1,239 @@
+//! What a shard counted, under the names of the kernel's MIBs where the kernel has one.
+#![forbid(unsafe_code)]
+
+use crate::tcp::{Stop, Why};
+use crate::wire::Malformed;
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        /// Events since the shard began, except `CurrEstab`, which is how many there are now.
+        #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+        #[allow(non_snake_case, reason = "the kernel's names, as dashboards know them")]
+        pub struct Counters {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl Counters {
+            /// Adds all of `other`: the sum over shards.
+            pub fn add(&mut self, other: &Counters) {
+                $(self.$name += other.$name;)*
+            }
+
+            /// Names and values.
+            pub fn entries(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($name), self.$name)),*].into_iter()
+            }
+        }
+    };
+}
+
+counters! {
+    /// Packets handed in.
+    InReceives,
+    /// Segments that reached a flow of ours, or were meant for an address of ours.
+    InSegs,
+    /// Segments sent, super-segments counted once.
+    OutSegs,
+    /// Segments sent again.
+    RetransSegs,
+    /// RSTs sent for segments of no flow and for refused SYNs.
+    OutRsts,
+    /// Segments that did not parse.
+    InErrs,
+    /// Of those: checksum wrong.
+    InCsumErrors,
+    /// Of those: a header or length past the end.
+    InTruncated,
+    /// Of those: lengths that contradict each other, or options of a SYN that do not parse.
+    InBadHeader,
+    /// Of those: addresses that no host has.
+    InBadAddress,
+    /// Fragments for addresses of ours: refused.
+    InFragments,
+    /// Packets given back because they are not ours.
+    Passed,
+    /// Segments to an address of ours that belong to no flow.
+    InNoFlow,
+    /// Sessions opened by a SYN.
+    PassiveOpens,
+    /// Far legs opened.
+    ActiveOpens,
+    /// Sessions that ended before both legs were up.
+    AttemptFails,
+    /// Sessions that ended by a reset on either leg.
+    EstabResets,
+    /// Sessions whose both legs are up, now.
+    CurrEstab,
+    /// SYNs refused by policy.
+    Prohibited,
+    /// SYNs dropped: as many connections as allowed.
+    ListenOverflows,
+    /// SYNs dropped: as many half-open connections as allowed.
+    ListenDrops,
+    /// SYNs dropped: the frame pool is nearly empty.
+    MemoryPressures,
+    /// Segments dropped for their text: what frames are left is kept for ACKs, which give frames back.
+    TCPRcvQDrop,
+    /// SYNs refused: no port or token left for the far leg.
+    NoPorts,
+    /// Flows that entered TIME-WAIT.
+    TimeWaited,
+    /// Flows forgotten early because the TIME-WAIT slab was full.
+    TimeWaitOverflow,
+    /// SYNs that took over a flow in TIME-WAIT.
+    TimeWaitRecycled,
+    /// ICMP errors about flows of ours.
+    InIcmpErrors,
+    /// ICMP errors sent: the server of a connection cannot be reached.
+    OutIcmpErrors,
+    /// ICMP errors not sent: too many at a time.
+    OutIcmpRateLimit,
+    /// Segments of ours that did not leave: the next hop did not answer, or there is no route.
+    OutUnreachable,
+    /// MP_JOIN SYNs with a token nobody has, to an address of ours.
+    MPJoinNoTokenFound,
+    /// Explicit-mode connections that ended up converted.
+    ConvertEstab,
+    /// A dMCP did not acknowledge the Information Elements.
+    ConvertIgnored,
+    /// A dMCP took the Information Elements for data.
+    ConvertEaten,
+    /// A dMCP answered without MP_CAPABLE.
+    ConvertNoMptcp,
+    /// A dMCP echoed something else.
+    ConvertEchoDiffers,
+    /// A dMCP did not answer at all.
+    ConvertSilent,
+    /// A dMCP cannot be reached.
+    ConvertUnreachable,
+    /// Connections sent straight to the server because their dMCP is in the negative cache.
+    ConvertAvoided,
+    /// SYNs at an explicit service without usable Information Elements.
+    ConvertMalformed,
+    /// SYNs at an explicit service that name an address or port no server has.
+    ConvertBadServer,
+    /// SYNs at an explicit service that name a source outside the preserved prefixes.
+    ConvertBadSource,
+    /// Octets relayed from client to server.
+    RelayedUp,
+    /// Octets relayed from server to client.
+    RelayedDown,
+    /// Segments dropped because their timestamp is old (RFC 7323 5.3).
+    PAWSEstab,
+    /// Segments dropped because no octet of them is in the window.
+    OutOfWindow,
+    /// RSTs dropped for the same reason.
+    OutOfWindowRst,
+    /// Challenge ACKs owed (RFC 5961): for a RST or SYN, or an ACK of what was never sent or is very old.
+    TCPChallengeACK,
+    /// Of those: for a SYN.
+    TCPSYNChallenge,
+    /// Of those: for a RST that is in the window but not at its start.
+    TCPRSTChallenge,
+    /// Of those: for an ACK of what was never sent.
+    TCPAckUnsentData,
+    /// Of those: for an ACK that is older than any window was.
+    TCPTooOldAck,
+    /// Challenge ACKs not sent: too many at a time.
+    TCPACKSkippedChallenge,
+    /// Segments without ACK.
+    InNoAck,
+    /// Segments with text after the peer's FIN.
+    TextAfterFin,
+    /// Segments all of whose text was here already.
+    DuplicateText,
+    /// Segments dropped because they would leave more holes than we keep track of.
+    TCPOFODrop,
+    /// Segments of a flow that is closed already.
+    InClosed,
+    /// Times a window was cut because the frame pool ran low.
+    WindowShrunk,
+}
+
+impl Counters {
+    /// Counts a packet that did not parse.
+    pub fn on_malformed(&mut self, why: Malformed) {
+        self.InErrs += 1;
+        match why {
+            Malformed::BadChecksum => self.InCsumErrors += 1,
+            Malformed::Truncated => self.InTruncated += 1,
+            Malformed::BadAddress => self.InBadAddress += 1,
+            _ => self.InBadHeader += 1,
+        }
+    }
+
+    /// Counts a segment that TCP did not process to its end. One that ended its connection counts as that.
+    pub fn on_stop(&mut self, stop: Stop) {
+        let why = match stop {
+            Stop::Silent(why) | Stop::Ack(why) => why,
+            Stop::Closed(_) => return,
+        };
+        let counter = match why {
+            Why::OutsideWindow => &mut self.OutOfWindow,
+            Why::Paws => &mut self.PAWSEstab,
+            Why::ResetOutOfOrder => &mut self.TCPRSTChallenge,
+            Why::ResetOutsideWindow => &mut self.OutOfWindowRst,
+            Why::Syn => &mut self.TCPSYNChallenge,
+            Why::NoAck => &mut self.InNoAck,
+            Why::AckOfUnsent => &mut self.TCPAckUnsentData,
+            Why::AckTooOld => &mut self.TCPTooOldAck,
+            Why::TextAfterFin => &mut self.TextAfterFin,
+            Why::DuplicateText => &mut self.DuplicateText,
+            Why::TooManyHoles => &mut self.TCPOFODrop,
+            Why::ChallengeLimit => &mut self.TCPACKSkippedChallenge,
+            Why::Closed => &mut self.InClosed,
+        };
+        *counter += 1;
+        self.TCPChallengeACK += u64::from(matches!(
+            why,
+            Why::ResetOutOfOrder | Why::Syn | Why::AckOfUnsent | Why::AckTooOld
+        ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_to_drop_a_segment_has_a_counter() {
+        let challenges = [Why::ResetOutOfOrder, Why::Syn, Why::AckOfUnsent, Why::AckTooOld];
+        let others = [
+            Why::OutsideWindow,
+            Why::Paws,
+            Why::ResetOutsideWindow,
+            Why::NoAck,
+            Why::TextAfterFin,
+            Why::DuplicateText,
+            Why::TooManyHoles,
+            Why::ChallengeLimit,
+            Why::Closed,
+        ];
+        let mut counters = Counters::default();
+        others.into_iter().for_each(|why| counters.on_stop(Stop::Silent(why)));
+        assert_eq!(counters.entries().filter(|(_, n)| *n == 1).count(), others.len());
+        challenges.into_iter().for_each(|why| counters.on_stop(Stop::Ack(why)));
+        assert_eq!(counters.TCPChallengeACK, 4);
+        let all = others.len() + challenges.len();
+        assert_eq!(counters.entries().filter(|(_, n)| *n == 1).count(), all);
+    }
+
+    #[test]
+    fn every_parse_error_has_a_reason() {
+        let mut counters = Counters::default();
+        let all = [
+            Malformed::BadChecksum,
+            Malformed::Truncated,
+            Malformed::BadAddress,
+            Malformed::BadFlags,
+            Malformed::BadLength,
+        ];
+        for why in all {
+            counters.on_malformed(why);
+        }
+        let c = &counters;
+        assert_eq!(c.InErrs, 5);
+        assert_eq!(c.InCsumErrors + c.InTruncated + c.InBadAddress + c.InBadHeader, 5);
+        assert_eq!(c.entries().filter(|(_, n)| *n > 0).count(), 5);
+    }
+}

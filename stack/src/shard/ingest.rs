@@ -1,0 +1,302 @@
+//! Packets in: read a batch, look all of it up, run it.
+//!
+//! Three short loops instead of one long one: each keeps its own code and tables in cache.
+#![forbid(unsafe_code)]
+
+use super::flow_table::Owner;
+use super::glance::{Glance, Request};
+use super::session::{Opened, Refusal, Session, Stage};
+use super::{Entry, Shard};
+use crate::tcp::reset_reply;
+use crate::time::Instant;
+use crate::wire::{
+    FlowTuple, IcmpError, IcmpErrorKind, MpJoin, MptcpOption, Options, Parsed, ResetReason,
+    RxPacket, Segment, SegmentOptions, TxPacket, Unreachable, parse,
+};
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::net::IpAddr;
+
+/// A packet, what it seems to be, and whose.
+pub(super) struct Read {
+    packet: RxPacket,
+    glance: Glance,
+    owner: Option<Owner>,
+}
+
+/// Replies that wait to be sent, at most: beyond that segments of no flow stay unanswered.
+const MAX_REPLIES: usize = 1024;
+
+impl<S: Session> Shard<S> {
+    /// Takes all packets of `rx`. What they cause goes out with [`Shard::transmit`]; what is not ours comes back from
+    /// [`Shard::passed`].
+    pub fn ingest(&mut self, rx: &mut Vec<RxPacket>, now: Instant) {
+        self.counters.InReceives += rx.len() as u64;
+        let mut batch = core::mem::take(&mut self.batch);
+        batch.extend(rx.drain(..).map(Read::new));
+        for read in &mut batch {
+            if let Glance::Tcp(flow, _) = &read.glance {
+                read.owner = self.registry.table.flow(flow);
+            }
+        }
+        for read in batch.drain(..) {
+            self.take(read, now);
+        }
+        self.batch = batch;
+    }
+
+    fn take(&mut self, read: Read, now: Instant) {
+        let Read { packet, glance, owner } = read;
+        match glance {
+            Glance::Tcp(flow, request) => self.take_tcp(packet, flow, request, owner, now),
+            Glance::Icmp => self.take_icmp(packet, now),
+            Glance::Fragment(to) if self.owns(to) => self.counters.InFragments += 1,
+            Glance::Fragment(_) | Glance::Other => self.pass(packet),
+        }
+    }
+
+    fn take_tcp(
+        &mut self,
+        packet: RxPacket,
+        flow: FlowTuple,
+        request: Request,
+        owner: Option<Owner>,
+        now: Instant,
+    ) {
+        // An earlier packet of this batch may have opened or closed the flow.
+        let alive = match owner {
+            Some(Owner::Session(id)) => self.slab.at(id).is_some(),
+            _ => false,
+        };
+        let owner = if alive { owner } else { self.registry.table.flow(&flow) };
+        match (owner, request) {
+            (Some(Owner::Session(id)), _) => {
+                let Some(segment) = self.parse(packet) else { return };
+                if !segment.text.is_empty() && self.pool.free() < self.reserve() / 2 {
+                    self.counters.TCPRcvQDrop += 1;
+                    return;
+                }
+                self.run(id, now, |session, config, cx| {
+                    session.on_segment(config, flow, segment, cx);
+                });
+            }
+            (Some(Owner::TimeWait(slot)), _) => self.take_time_wait(packet, flow, slot, now),
+            (None, Request::Open) => self.take_syn(packet, flow, now),
+            (None, Request::None) if self.owns(flow.local.addr) => {
+                let Some(segment) = self.parse(packet) else { return };
+                self.counters.InNoFlow += 1;
+                self.reset(flow, &segment, None);
+            }
+            (None, Request::None) => self.pass(packet),
+        }
+    }
+
+    fn take_time_wait(&mut self, packet: RxPacket, flow: FlowTuple, slot: u32, now: Instant) {
+        let Some(segment) = self.parse(packet) else { return };
+        let Some((_, state)) = self.registry.time_wait.at_mut(slot) else { return };
+        if state.admits(&segment) {
+            // RFC 9293 3.10.7.4 (MAY-2), RFC 6191: the peer is sure that nothing old is under way.
+            self.counters.TimeWaitRecycled += 1;
+            self.registry.time_wait.remove(slot);
+            self.registry.table.remove_flow(&flow, Owner::TimeWait(slot));
+            self.open(flow, segment, now);
+            return;
+        }
+        if let Some(reply) = state.on_segment(&segment, now) {
+            self.reply(flow, reply);
+        }
+    }
+
+    /// A SYN of no flow is parsed from a second view of its frames: if nobody wants it, it goes on as it came.
+    fn take_syn(&mut self, packet: RxPacket, flow: FlowTuple, now: Instant) {
+        let RxPacket { octets, checksum, port } = packet;
+        let view = RxPacket { octets: octets.clone(), checksum, port };
+        let parsed = parse(view);
+        let original = RxPacket { octets, checksum, port };
+        match parsed {
+            Ok(Parsed::Tcp(_, syn)) => {
+                if self.open(flow, syn, now) == Taken::No {
+                    self.pass(original);
+                }
+            }
+            Ok(_) => self.pass(original),
+            Err(why) if self.owns(flow.local.addr) => self.counters.on_malformed(why),
+            Err(_) => self.pass(original), // whoever it is for may judge it
+        }
+    }
+
+    fn open(&mut self, flow: FlowTuple, syn: Segment, now: Instant) -> Taken {
+        if let Some(token) = join_token(&syn) {
+            return self.join(flow, syn, token, now);
+        }
+        if self.is_full() {
+            // What is ours to answer is dropped: the peer tries again. What merely passes through goes on without us.
+            return if self.owns(flow.local.addr) { Taken::Yes } else { Taken::No };
+        }
+        let id = self.slab.next_id();
+        let mut cx = super::Cx {
+            now,
+            rng: &mut self.rng,
+            pool: &self.pool,
+            counters: &mut self.counters,
+            registry: &mut self.registry,
+            session: id,
+        };
+        match S::open(&mut self.config, flow, &syn, &mut cx) {
+            Opened::Session(session) => {
+                self.counters.InSegs += 1;
+                self.counters.PassiveOpens += 1;
+                self.adopt(session);
+                Taken::Yes
+            }
+            Opened::Refuse(why) => {
+                match why {
+                    Refusal::Prohibited => self.counters.Prohibited += 1,
+                    Refusal::NoService => self.counters.InNoFlow += 1,
+                    Refusal::NoPorts => self.counters.NoPorts += 1,
+                }
+                self.reset(flow, &syn, None);
+                Taken::Yes
+            }
+            Opened::Ignore => Taken::Yes,
+            Opened::Pass if self.owns(flow.local.addr) => {
+                self.counters.InNoFlow += 1;
+                self.reset(flow, &syn, None);
+                Taken::Yes
+            }
+            Opened::Pass => Taken::No,
+        }
+    }
+
+    /// Frames that new sessions leave alone; half of them are left alone by text as well.
+    fn reserve(&self) -> u32 {
+        self.pool.capacity() / self.registry.config.reserve.max(1)
+    }
+
+    /// Old sessions come first: no new ones while frames run low or a limit is reached.
+    fn is_full(&mut self) -> bool {
+        let limits = S::limits(&self.config);
+        let counter = if self.pool.free() < self.reserve() {
+            &mut self.counters.MemoryPressures
+        } else if self.slab.len() >= limits.sessions as usize {
+            &mut self.counters.ListenOverflows
+        } else if self.half_open >= limits.half_open {
+            &mut self.counters.ListenDrops
+        } else {
+            return false;
+        };
+        *counter += 1;
+        true
+    }
+
+    fn adopt(&mut self, session: S) {
+        let stage = Stage::HalfOpen;
+        let entry = Entry { session: Box::new(session), armed: None, dirty: false, stage };
+        let id = self.slab.insert(entry);
+        self.half_open += 1;
+        self.mark_dirty(id);
+    }
+
+    fn join(&mut self, flow: FlowTuple, syn: Segment, token: u32, now: Instant) -> Taken {
+        let Some(id) = self.registry.table.token(token) else {
+            if !self.owns(flow.local.addr) {
+                return Taken::No; // the end that it is meant for lies behind us
+            }
+            self.counters.MPJoinNoTokenFound += 1;
+            self.reset(flow, &syn, Some(ResetReason::MptcpSpecific)); // RFC 8684 3.2
+            return Taken::Yes;
+        };
+        self.run(id, now, |session, config, cx| session.on_join(config, flow, syn, cx));
+        Taken::Yes
+    }
+
+    fn take_icmp(&mut self, packet: RxPacket, now: Instant) {
+        let error = IcmpError::parse(&packet.octets);
+        if let Ok(Some(error)) = error
+            && let Some(Owner::Session(id)) = self.registry.table.flow(&error.flow)
+        {
+            self.counters.InIcmpErrors += 1;
+            self.run(id, now, |session, config, cx| session.on_icmp(config, error, cx));
+        } else {
+            self.pass(packet);
+        }
+    }
+
+    /// A packet that [`Shard::transmit`] gave could not leave: the session hears what a router would have told it.
+    pub fn on_unreachable(&mut self, packet: &TxPacket, kind: Unreachable, now: Instant) {
+        self.counters.OutUnreachable += 1;
+        let flow = packet.flow;
+        let Some(seq) = packet.seq() else { return };
+        if let Some(Owner::Session(id)) = self.registry.table.flow(&flow) {
+            let kind = IcmpErrorKind::Unreachable(kind);
+            let error = IcmpError { flow, seq, from: flow.local.addr, kind };
+            self.run(id, now, |session, config, cx| session.on_icmp(config, error, cx));
+        }
+    }
+
+    fn parse(&mut self, packet: RxPacket) -> Option<Segment> {
+        match parse(packet) {
+            Ok(Parsed::Tcp(_, segment)) => {
+                self.counters.InSegs += 1;
+                Some(segment)
+            }
+            Ok(Parsed::Fragment) => {
+                self.counters.InFragments += 1;
+                None
+            }
+            Ok(Parsed::Other(..)) => None,
+            Err(why) => {
+                self.counters.on_malformed(why);
+                None
+            }
+        }
+    }
+
+    /// Answers a segment of no flow (RFC 9293 3.10.7.1), with an MPTCP reason if it asked for MPTCP.
+    fn reset(&mut self, flow: FlowTuple, segment: &Segment, reason: Option<ResetReason>) {
+        let Some(mut rst) = reset_reply(segment) else { return };
+        if let (Some(reason), Options::Segment(SegmentOptions { mptcp, .. })) =
+            (reason, &mut rst.options)
+        {
+            let _ = mptcp.try_push(MptcpOption::MpTcpRst { transient: false, reason });
+        }
+        self.counters.OutRsts += 1;
+        self.reply(flow, rst);
+    }
+
+    fn reply(&mut self, flow: FlowTuple, segment: Segment) {
+        if self.replies.len() < MAX_REPLIES {
+            self.replies.push_back((flow, segment));
+        }
+    }
+
+    fn pass(&mut self, packet: RxPacket) {
+        self.counters.Passed += 1;
+        self.passed.push(packet);
+    }
+
+    fn owns(&self, addr: IpAddr) -> bool {
+        self.registry.config.owned.contains(&addr)
+    }
+}
+
+/// Whether a SYN found somebody who deals with it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Taken {
+    Yes,
+    No,
+}
+
+impl Read {
+    fn new(packet: RxPacket) -> Read {
+        let glance = packet.octets.parts().first().map_or(Glance::Other, |p| Glance::at(p.bytes()));
+        Read { packet, glance, owner: None }
+    }
+}
+
+fn join_token(syn: &Segment) -> Option<u32> {
+    syn.options.mptcp().iter().find_map(|option| match option {
+        MptcpOption::MpJoin(MpJoin::Syn { token, .. }) => Some(*token),
+        _ => None,
+    })
+}

@@ -1,0 +1,289 @@
+//! What a shard runs: the contract of a session, and what a session may ask of its shard.
+#![forbid(unsafe_code)]
+
+use super::flow_table::{FlowTable, Owner, flow_octets};
+use super::icmp_limit::IcmpLimit;
+use super::slab::SessionId;
+use super::time_wait::TimeWaitSlab;
+use super::{Counters, ShardConfig};
+use crate::buf::Pool;
+use crate::rng::Rng;
+use crate::tcp::{Opening, TimeWait};
+use crate::time::Instant;
+use crate::wire::{Endpoint, FlowTuple, IcmpError, Segment, SeqNum, TxPacket};
+use core::hash::Hasher;
+use core::net::IpAddr;
+use siphasher::sip::SipHasher13;
+
+/// Something with flows that a shard runs, such as a bridge. Everything happens in calls with `cx.now`; after any of
+/// them the shard calls `poll_transmit` until it has nothing more, and asks for `deadline` and `stage`.
+pub trait Session: Sized {
+    /// What all sessions of a shard share: their configuration and what they learn together.
+    type Config;
+
+    /// How many sessions may exist.
+    fn limits(config: &Self::Config) -> Limits;
+
+    /// A SYN of no known flow. A session that is returned has added its flows and tokens.
+    fn open(
+        config: &mut Self::Config,
+        flow: FlowTuple,
+        syn: &Segment,
+        cx: &mut Cx<'_>,
+    ) -> Opened<Self>;
+
+    /// A segment of one of its flows.
+    fn on_segment(
+        &mut self,
+        config: &mut Self::Config,
+        flow: FlowTuple,
+        segment: Segment,
+        cx: &mut Cx<'_>,
+    );
+
+    /// A SYN with MP_JOIN and one of its tokens, on a flow nobody has. If the session refuses it sends the RST itself.
+    fn on_join(
+        &mut self,
+        config: &mut Self::Config,
+        flow: FlowTuple,
+        syn: Segment,
+        cx: &mut Cx<'_>,
+    );
+
+    /// The network says something about a segment of `error.flow`, one of its flows. Whether that segment was ever sent is
+    /// for the session to judge (RFC 5927).
+    fn on_icmp(&mut self, config: &mut Self::Config, error: IcmpError, cx: &mut Cx<'_>);
+
+    /// `deadline` has come.
+    fn on_deadline(&mut self, config: &mut Self::Config, cx: &mut Cx<'_>);
+
+    /// The next packet to send, until there is none.
+    fn poll_transmit(&mut self, config: &mut Self::Config, cx: &mut Cx<'_>) -> Option<TxPacket>;
+
+    /// When it wants `on_deadline`.
+    fn deadline(&self) -> Option<Instant>;
+
+    /// Where it is in its life.
+    fn stage(&self) -> Stage;
+
+    /// The last call: it gives back flows and tokens it still has.
+    fn on_removed(&mut self, config: &mut Self::Config, cx: &mut Cx<'_>);
+}
+
+/// How many sessions may exist.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// In all.
+    pub sessions: u32,
+    /// Of them in [`Stage::HalfOpen`].
+    pub half_open: u32,
+}
+
+/// Where a session is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stage {
+    /// Not everybody has answered.
+    HalfOpen,
+    /// Carrying data.
+    Open,
+    /// Nothing left to do once everything is sent.
+    Finished,
+}
+
+/// What became of a SYN.
+#[derive(Debug)]
+pub enum Opened<S> {
+    /// A session.
+    Session(S),
+    /// RST.
+    Refuse(Refusal),
+    /// Silence.
+    Ignore,
+    /// Not ours: the packet goes on as it came.
+    Pass,
+}
+
+/// Why a SYN is refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// A rule says so.
+    Prohibited,
+    /// Nobody listens there.
+    NoService,
+    /// No port, address or token is left for the far leg.
+    NoPorts,
+}
+
+/// What flows and tokens there are, and the secrets behind drawn numbers.
+pub(super) struct Registry {
+    pub config: ShardConfig,
+    pub table: FlowTable,
+    pub time_wait: TimeWaitSlab,
+    icmp_limit: IcmpLimit,
+    secret: SipHasher13,
+    /// Where the last search for a port began.
+    next_port: u32,
+}
+
+impl Registry {
+    pub fn new(config: ShardConfig, rng: &mut Rng) -> Registry {
+        Registry {
+            table: FlowTable::new(rng),
+            time_wait: TimeWaitSlab::new(config.max_time_wait),
+            icmp_limit: IcmpLimit::default(),
+            secret: SipHasher13::new_with_keys(rng.u64(), rng.u64()),
+            next_port: rng.u32(),
+            config,
+        }
+    }
+
+    /// A number that only we can relate to `flow`.
+    fn keyed(&self, flow: &FlowTuple, purpose: u8) -> u64 {
+        let mut hasher = self.secret;
+        hasher.write_u8(purpose);
+        hasher.write(&flow_octets(flow));
+        hasher.finish()
+    }
+}
+
+/// What a session gets to see of its shard during a call, and asks of it.
+pub struct Cx<'a> {
+    /// Now.
+    pub now: Instant,
+    /// Randomness.
+    pub rng: &'a mut Rng,
+    /// Frames.
+    pub pool: &'a Pool,
+    /// What happened.
+    pub counters: &'a mut Counters,
+    pub(super) registry: &'a mut Registry,
+    pub(super) session: SessionId,
+}
+
+/// Tries before a draw is given up: with a table half full, 64 misses in a row do not happen.
+const MAX_DRAWS: u32 = 64;
+
+impl Cx<'_> {
+    /// The session of this call.
+    pub fn session(&self) -> SessionId {
+        self.session
+    }
+
+    /// Whether `addr` is one of our own (and not of somebody we stand in for).
+    pub fn owns(&self, addr: IpAddr) -> bool {
+        self.registry.config.owned.contains(&addr)
+    }
+
+    /// Whether an ICMP error may be sent now; if so, the caller has to send it.
+    pub fn allow_icmp(&mut self) -> bool {
+        let allowed = self.registry.icmp_limit.allow(self.now);
+        let counter = match allowed {
+            true => &mut self.counters.OutIcmpErrors,
+            false => &mut self.counters.OutIcmpRateLimit,
+        };
+        *counter += 1;
+        allowed
+    }
+
+    /// Whether nobody has `flow`.
+    pub fn is_free(&self, flow: FlowTuple) -> bool {
+        self.registry.table.flow(&flow).is_none()
+    }
+
+    /// Makes `flow` this session's. False: another session has it. A flow in TIME-WAIT is taken over.
+    pub fn add_flow(&mut self, flow: FlowTuple) -> bool {
+        let mine = Owner::Session(self.session);
+        match self.registry.table.flow(&flow) {
+            Some(Owner::Session(id)) => return id == self.session,
+            Some(Owner::TimeWait(slot)) => drop(self.registry.time_wait.remove(slot)),
+            None => {}
+        }
+        self.registry.table.insert_flow(flow, mine);
+        true
+    }
+
+    /// Gives `flow` up, if it is this session's.
+    pub fn remove_flow(&mut self, flow: FlowTuple) {
+        self.registry.table.remove_flow(&flow, Owner::Session(self.session));
+    }
+
+    /// `flow`, this session's, goes on alone as TIME-WAIT.
+    pub fn time_wait(&mut self, flow: FlowTuple, state: TimeWait) {
+        if self.registry.table.flow(&flow) != Some(Owner::Session(self.session)) {
+            return;
+        }
+        self.counters.TimeWaited += 1;
+        let (slot, evicted) = self.registry.time_wait.insert(flow, state);
+        if let Some((slot, flow)) = evicted {
+            self.counters.TimeWaitOverflow += 1;
+            self.registry.table.remove_flow(&flow, Owner::TimeWait(slot));
+        }
+        self.registry.table.insert_flow(flow, Owner::TimeWait(slot));
+    }
+
+    /// Makes MP_JOINs with `token` this session's. False: the token is taken.
+    pub fn add_token(&mut self, token: u32) -> bool {
+        self.registry.table.insert_token(token, self.session)
+    }
+
+    /// Gives `token` up.
+    pub fn remove_token(&mut self, token: u32) {
+        self.registry.table.remove_token(token, self.session);
+    }
+
+    /// A key whose token (as `token_of` derives it) is free and leads to this shard: `token % shards == index`, so that
+    /// anybody in front can steer an MP_JOIN SYN without state. `None` only if all draws collide.
+    pub fn fresh_key(&mut self, token_of: impl Fn(u64) -> u32) -> Option<u64> {
+        let shards = self.registry.config.shards.max(1);
+        (0..MAX_DRAWS.saturating_mul(shards)).find_map(|_| {
+            let key = self.rng.u64();
+            let token = token_of(key);
+            let good = key != 0 // RFC 8684 3.1 has no word on it, but some stacks read 0 as "none"
+                && token % shards == self.registry.config.index
+                && self.registry.table.token(token).is_none();
+            good.then_some(key)
+        })
+    }
+
+    /// A local port such that `local`:port to `remote` is free. RFC 6056 3.3.3: an offset that only we can compute,
+    /// then the next free ones, so that ports are neither predictable nor soon reused. Shards share the range by
+    /// `port % shards`.
+    pub fn ephemeral_port(&mut self, local: IpAddr, remote: Endpoint) -> Option<u16> {
+        let config = &self.registry.config;
+        let (low, high) =
+            (u32::from(*config.ephemeral.start()), u32::from(*config.ephemeral.end()));
+        let (shards, index) = (config.shards.max(1), config.index);
+        let count = (high.checked_sub(low)? + 1) / shards;
+        if count == 0 {
+            return None;
+        }
+        let probe = FlowTuple { local: Endpoint::new(local, 0), remote };
+        let offset = self.registry.keyed(&probe, PURPOSE_PORT) as u32 % count;
+        let step = self.rng.below(PORT_STRIDE);
+        self.registry.next_port = self.registry.next_port.wrapping_add(1 + step);
+        let first = self.registry.next_port;
+        (0..count).find_map(|i| {
+            let at = offset.wrapping_add(first).wrapping_add(i) % count;
+            let port = (low + at * shards + index) as u16;
+            let flow = FlowTuple { local: Endpoint::new(local, port), remote };
+            (port != 0 && self.is_free(flow)).then_some(port)
+        })
+    }
+
+    /// Initial numbers of a TCP flow: RFC 6528 (a clock of 4 microseconds plus a keyed hash of the flow, so that a
+    /// reopened flow starts after its predecessor) and RFC 7323 5.4.
+    pub fn opening(&self, flow: FlowTuple) -> Opening {
+        let clock = (self.now.as_micros() / 4) as u32;
+        Opening {
+            iss: SeqNum((self.registry.keyed(&flow, PURPOSE_ISS) as u32).wrapping_add(clock)),
+            ts_offset: self.registry.keyed(&flow, PURPOSE_TIMESTAMP) as u32,
+        }
+    }
+}
+
+const PURPOSE_ISS: u8 = 0;
+const PURPOSE_TIMESTAMP: u8 = 1;
+const PURPOSE_PORT: u8 = 2;
+
+/// Ports skipped at most between two draws (RFC 6056 3.3.5).
+const PORT_STRIDE: u32 = 8;

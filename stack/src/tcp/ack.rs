@@ -1,0 +1,261 @@
+//! What an acceptable ACK changes: the scoreboard, round-trip time, loss recovery, congestion window (RFC 5681, 8985).
+#![forbid(unsafe_code)]
+
+use super::congestion::{Ack, Limited};
+use super::recovery::{DUP_THRESH, Delivered, Prr, Recovery, Safety};
+use super::tcb::Tcb;
+use crate::time::{Duration, Instant};
+use crate::wire::{Options, SackBlock, Segment, SegmentOptions, SeqNum};
+
+/// What one ACK did to the scoreboard.
+struct Progress {
+    /// Octets of sequence space acknowledged in order.
+    advanced: u32,
+    /// Octets newly delivered, in order or not.
+    delivered: u32,
+    dsack: bool,
+    sample: Option<Duration>,
+    newly_lost: u32,
+}
+
+impl Tcb {
+    /// SEG.ACK lies between una and nxt. Returns octets of text newly acknowledged in order.
+    pub(super) fn take_ack(&mut self, seg: &Segment, ack: SeqNum, now: Instant) -> u32 {
+        let una = self.queue.una();
+        let pipe_before = self.queue.pipe();
+        let (acked, mut progress) = self.update_scoreboard(seg, ack, now);
+        if progress.advanced > 0 {
+            self.rtos = 0;
+            self.rtt.reset_backoff();
+            self.rto_base = now;
+            self.sums.bytes_acked += u64::from(acked);
+        }
+        if progress.delivered > 0 {
+            self.pto_base = now;
+        }
+        self.finish_probe(ack, progress.dsack);
+        self.check_spurious_timeout(seg, progress.advanced);
+        progress.newly_lost = if self.agreed.sack {
+            self.detect_loss(now)
+        } else {
+            self.count_duplicates(seg, &progress)
+        };
+        let recovering = matches!(self.recovery, Recovery::Fast { .. });
+        self.run_recovery(ack, &progress);
+        if !recovering {
+            self.grow(una, pipe_before, &progress, now);
+        }
+        acked
+    }
+
+    fn update_scoreboard(&mut self, seg: &Segment, ack: SeqNum, now: Instant) -> (u32, Progress) {
+        let empty = SegmentOptions::default();
+        let options = match &seg.options {
+            Options::Segment(options) => options,
+            Options::Syn(_) => &empty,
+        };
+        let echo = match (self.agreed.timestamps, options.timestamps) {
+            (Some(stamps), Some(ts)) => Some((ts.ecr, stamps.offset)),
+            _ => None,
+        };
+        let una = self.queue.una();
+        let sacked_before = self.queue.sacked();
+        let min_rtt = self.rtt.min().unwrap_or_default();
+        let mut told = Delivered { rack: &mut self.rack, now, min_rtt, echo, clean: None };
+        let acked = self.queue.ack(ack, &mut told);
+        let mut dsack = false;
+        if self.agreed.sack {
+            for (i, block) in options.sack.iter().enumerate() {
+                if i == 0 && is_dsack(*block, options.sack.get(1), ack) {
+                    dsack = true;
+                } else if is_outstanding(*block, ack, self.queue.nxt()) {
+                    self.queue.sack(*block, &mut told);
+                }
+            }
+        }
+        let clean = told.clean;
+        if dsack {
+            self.rack.on_dsack(self.queue.una(), self.queue.nxt());
+        }
+        let advanced = ack.since(una);
+        let delivered = (advanced + self.queue.sacked()).saturating_sub(sacked_before);
+        let sample = clean.map(|(_, last)| now.since(last));
+        if let Some((first, _)) = clean {
+            self.rtt.on_sample(now.since(first), now);
+        }
+        (acked, Progress { advanced, delivered, dsack, sample, newly_lost: 0 })
+    }
+
+    /// RFC 8985 7.4: did the probe repair a loss that nothing else would show?
+    fn finish_probe(&mut self, ack: SeqNum, dsack: bool) {
+        let Some(probe) = self.probe else { return };
+        if ack.before(probe.end) {
+            return;
+        }
+        if probe.again && !dsack {
+            if ack == probe.end {
+                return; // a DSACK for the other copy may be on its way
+            }
+            // One copy alone arrived: the probe hid a loss from us. Answer it once.
+            let mss = self.mss(self.room);
+            self.congestion.on_loss(self.queue.flight(), mss);
+            self.congestion.set_cwnd(self.congestion.ssthresh().min(self.congestion.cwnd()));
+        }
+        self.probe = None;
+    }
+
+    /// RFC 4015, RFC 3522: the ACK answers what was sent before the timeout.
+    fn check_spurious_timeout(&mut self, seg: &Segment, advanced: u32) {
+        let Recovery::Loss { .. } = self.recovery else { return };
+        if advanced == 0 {
+            return;
+        }
+        let Some(undo) = self.undo.take() else { return };
+        let (Some(stamp), Some(ts)) = (undo.stamp, seg.options.timestamps()) else { return };
+        if (ts.ecr.wrapping_sub(stamp) as i32) < 0 {
+            self.congestion = undo.congestion;
+            self.queue.unlose();
+            self.recovery = Recovery::Open;
+        }
+    }
+
+    pub(super) fn reo_wnd(&self) -> Duration {
+        let recovering = !matches!(self.recovery, Recovery::Open);
+        let sacked = self.queue.sacked() / self.mss(self.room);
+        self.rack.reo_wnd(&self.rtt, recovering, sacked)
+    }
+
+    /// RACK (RFC 8985 6.2 step 5). Returns octets newly lost.
+    pub(super) fn detect_loss(&mut self, now: Instant) -> u32 {
+        let Some((number, end, rtt)) = self.rack.newest() else { return 0 };
+        let before = self.queue.lost();
+        self.rack.timer = self.queue.lose_older(number, end, rtt + self.reo_wnd(), now);
+        let lost = self.queue.lost() - before;
+        self.sums.lost += u64::from(lost);
+        lost
+    }
+
+    /// Loss detection without SACK: three duplicates, then a partial ACK at a time (RFC 6582).
+    fn count_duplicates(&mut self, seg: &Segment, progress: &Progress) -> u32 {
+        let mss = self.mss(self.room);
+        let before = self.queue.lost();
+        if progress.advanced > 0 {
+            self.dup_acks = 0;
+            if let Recovery::Fast { point, .. } = self.recovery
+                && self.queue.una().before(point)
+            {
+                self.queue.lose_first(mss.min(self.queue.flight()));
+            }
+        } else if seg.is_empty() && self.queue.flight() > 0 {
+            self.dup_acks += 1;
+            if self.dup_acks == DUP_THRESH && matches!(self.recovery, Recovery::Open) {
+                self.queue.lose_first(mss.min(self.queue.flight()));
+            }
+        }
+        let lost = self.queue.lost().saturating_sub(before);
+        self.sums.lost += u64::from(lost);
+        lost
+    }
+
+    /// Octets that duplicate ACKs say have left the network, where there is no SACK to say which.
+    pub(super) fn inflight(&self) -> u32 {
+        let gone = self.dup_acks.saturating_mul(self.mss(self.room));
+        if self.agreed.sack { self.queue.pipe() } else { self.queue.pipe().saturating_sub(gone) }
+    }
+
+    /// Fast recovery begins when something is lost: one reduction per round, however much is found later.
+    pub(super) fn enter_recovery_if_lost(&mut self, delivered: u32) {
+        if self.queue.lost() == 0 || !matches!(self.recovery, Recovery::Open) {
+            return;
+        }
+        let mss = self.mss(self.room);
+        self.sums.recoveries += 1;
+        self.congestion.on_loss(self.queue.flight(), mss);
+        // RFC 9937 6: RecoverFS.
+        let recover_fs = self.queue.flight() - self.queue.sacked() + delivered;
+        let mut prr = Prr::new(recover_fs);
+        let cwnd =
+            prr.on_ack(delivered, self.inflight(), self.congestion.ssthresh(), mss, Safety::Unsafe);
+        self.congestion.set_cwnd(cwnd.max(mss));
+        self.recovery = Recovery::Fast { point: self.queue.nxt(), prr };
+        self.undo = None;
+    }
+
+    fn run_recovery(&mut self, ack: SeqNum, progress: &Progress) {
+        match &mut self.recovery {
+            Recovery::Open => {}
+            Recovery::Loss { point } if ack.before(*point) => return,
+            Recovery::Fast { point, .. } if ack.before(*point) => {
+                self.reduce_rate(progress);
+                return;
+            }
+            Recovery::Loss { .. } => self.recovery = Recovery::Open,
+            Recovery::Fast { .. } => {
+                // At most ten segments at once; slow start has the rest of the way to ssthresh.
+                let mss = self.mss(self.room);
+                let burst = self.queue.pipe().saturating_add(10 * mss);
+                self.congestion.set_cwnd(self.congestion.ssthresh().min(burst));
+                self.recovery = Recovery::Open;
+                self.rack.on_recovery_exit();
+            }
+        }
+        self.enter_recovery_if_lost(progress.delivered);
+    }
+
+    fn reduce_rate(&mut self, progress: &Progress) {
+        let mss = self.mss(self.room);
+        let (pipe, ssthresh) = (self.inflight(), self.congestion.ssthresh());
+        let safety = if progress.advanced > 0 && progress.newly_lost == 0 {
+            Safety::Safe
+        } else {
+            Safety::Unsafe
+        };
+        let delivered = if self.agreed.sack || progress.advanced > 0 {
+            progress.delivered
+        } else {
+            mss // a duplicate ACK: a segment has left the network
+        };
+        if let Recovery::Fast { prr, .. } = &mut self.recovery
+            && delivered > 0
+        {
+            let cwnd = prr.on_ack(delivered, pipe, ssthresh, mss, safety);
+            self.congestion.set_cwnd(cwnd.max(mss));
+        }
+    }
+
+    fn grow(&mut self, una: SeqNum, pipe_before: u32, progress: &Progress, now: Instant) {
+        if progress.delivered == 0 || matches!(self.recovery, Recovery::Fast { .. }) {
+            return;
+        }
+        let cwnd = self.congestion.cwnd();
+        let slow_start = cwnd < self.congestion.ssthresh();
+        // RFC 7661: the window was used if it stopped us in this round; slow start grants half of it besides, as one
+        // can hardly fill a window that doubles.
+        let used = una.before(self.limited_until) || (slow_start && pipe_before >= cwnd / 2);
+        let ack = Ack {
+            now,
+            octets: progress.delivered,
+            mss: self.mss(self.room),
+            sample: progress.sample,
+            srtt: self.rtt.srtt().unwrap_or_default(),
+            una: self.queue.una(),
+            nxt: self.queue.nxt(),
+            limited: if used { Limited::ByCwnd } else { Limited::ByApplication },
+        };
+        self.congestion.on_ack(ack);
+    }
+}
+
+/// Whether a block lies in `una..nxt`; by distance, as a hostile one may span half the sequence space.
+fn is_outstanding(block: SackBlock, una: SeqNum, nxt: SeqNum) -> bool {
+    let (left, right) = (block.left.since(una), block.right.since(una));
+    left < right && right <= nxt.since(una)
+}
+
+/// RFC 2883 4: the first block reports a duplicate if it lies below the ACK or within the second block.
+fn is_dsack(first: SackBlock, second: Option<&SackBlock>, ack: SeqNum) -> bool {
+    first.left.before(ack)
+        || second.is_some_and(|second| {
+            second.left.at_or_before(first.left) && first.right.at_or_before(second.right)
+        })
+}

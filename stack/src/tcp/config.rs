@@ -1,0 +1,86 @@
+//! What a TCP flow is configured with.
+#![forbid(unsafe_code)]
+
+use crate::time::Duration;
+
+/// Which congestion control a flow runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Algorithm {
+    /// RFC 5681 and RFC 6582.
+    NewReno,
+    /// RFC 9438.
+    #[default]
+    Cubic,
+}
+
+/// How the right edge of the receive window moves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum RightEdge {
+    /// Once offered, always offered (RFC 9293 3.8.6: do not shrink the window).
+    #[default]
+    NeverRetreats,
+    /// The window belongs to something larger than this flow (RFC 8684 3.3.1): exactly what the owner set is
+    /// advertised, relative to this flow's `rcv.nxt`; text up to the largest edge ever offered is accepted.
+    Shared,
+}
+
+/// Configuration of a flow.
+#[derive(Clone, Debug)]
+pub struct TcpConfig {
+    /// The MSS we announce, octets. Text and options of what we send never exceed it either.
+    pub mss: u16,
+    /// Largest receive window in octets; decides the window scale that is offered.
+    pub receive_buffer: u32,
+    /// Octets that a [`Stream`](super::Stream) takes into its send queue.
+    pub send_buffer: u32,
+    /// Congestion control.
+    pub congestion: Algorithm,
+    /// Offer and accept Timestamps (RFC 7323).
+    pub timestamps: bool,
+    /// Offer and accept SACK (RFC 2018).
+    pub sack: bool,
+    /// Longest delay of an ACK (RFC 9293 3.8.6.3: below 500 ms).
+    pub delayed_ack: Duration,
+    /// Least retransmission timeout (RFC 6298 2.4 asks for 1 s; 200 ms is common practice).
+    pub min_rto: Duration,
+    /// Greatest retransmission timeout (RFC 6298 2.5: at least 60 s).
+    pub max_rto: Duration,
+    /// Retransmissions of a SYN or SYN/ACK before giving up (MUST-23: R2 of at least 3 minutes).
+    pub syn_retries: u8,
+    /// Retransmission timeouts in a row before giving up (RFC 9293 3.8.3: R2 of at least 100 s).
+    pub data_retries: u8,
+    /// How long TIME-WAIT lasts (2 MSL).
+    pub time_wait: Duration,
+    /// Nagle's algorithm (RFC 9293 3.7.4). Off by default: a relay must not add to the sender's own delay.
+    pub nagle: bool,
+    /// Idle time before the first keepalive probe (RFC 9293 3.8.4: off by default, two hours or more by default).
+    pub keepalive: Option<Duration>,
+    /// Largest text of one [`TxSegment`](super::TxSegment), octets; one segment is always possible. At most 65,535
+    /// less the headers.
+    pub gso_max: u32,
+    /// How the advertised window moves.
+    pub window: RightEdge,
+}
+
+impl Default for TcpConfig {
+    fn default() -> TcpConfig {
+        TcpConfig {
+            mss: 1460,
+            receive_buffer: 4 << 20,
+            send_buffer: 4 << 20,
+            congestion: Algorithm::Cubic,
+            timestamps: true,
+            sack: true,
+            delayed_ack: Duration::from_millis(40),
+            min_rto: Duration::from_millis(200),
+            max_rto: Duration::from_secs(60),
+            syn_retries: 7, // 1 s doubling: 255 s
+            data_retries: 15,
+            time_wait: Duration::from_secs(60),
+            nagle: false,
+            keepalive: None,
+            gso_max: 65_535 - 120, // longest IPv6 and TCP header
+            window: RightEdge::NeverRetreats,
+        }
+    }
+}

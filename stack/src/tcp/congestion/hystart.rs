@@ -1,0 +1,165 @@
+//! HyStart++: leaving slow start before it overflows the queue (RFC 9406).
+#![forbid(unsafe_code)]
+
+use super::Ack;
+use crate::time::Duration;
+use crate::wire::SeqNum;
+
+const MIN_RTT_THRESH: Duration = Duration::from_millis(4);
+const MAX_RTT_THRESH: Duration = Duration::from_millis(16);
+const MIN_RTT_DIVISOR: u32 = 8;
+const N_RTT_SAMPLE: u8 = 8;
+const CSS_GROWTH_DIVISOR: u32 = 4;
+const CSS_ROUNDS: u8 = 5;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    SlowStart,
+    /// Conservative slow start: rounds so far and the round-trip time that it began with.
+    Conservative {
+        rounds: u8,
+        baseline: Duration,
+    },
+    Done,
+}
+
+/// Round-trip minima by round; only the first slow start of a flow is watched.
+#[derive(Clone, Debug)]
+pub(super) struct HyStart {
+    stage: Stage,
+    window_end: Option<SeqNum>,
+    last_round: Option<Duration>,
+    this_round: Option<Duration>,
+    samples: u8,
+}
+
+impl Default for HyStart {
+    fn default() -> HyStart {
+        HyStart {
+            stage: Stage::SlowStart,
+            window_end: None,
+            last_round: None,
+            this_round: None,
+            samples: 0,
+        }
+    }
+}
+
+/// What an ACK led to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Verdict {
+    GoOn,
+    LeaveSlowStart,
+}
+
+impl HyStart {
+    /// Octets the window grows by for `octets` delivered.
+    pub(super) fn growth(&self, octets: u32, ssthresh: u32) -> u32 {
+        match self.stage {
+            Stage::Conservative { .. } if ssthresh == u32::MAX => octets / CSS_GROWTH_DIVISOR,
+            _ => octets,
+        }
+    }
+
+    /// Loss ended the first slow start.
+    pub(super) fn end(&mut self) {
+        self.stage = Stage::Done;
+    }
+
+    pub(super) fn on_ack(&mut self, ack: &Ack) -> Verdict {
+        if self.stage == Stage::Done {
+            return Verdict::GoOn;
+        }
+        let end = *self.window_end.get_or_insert(ack.nxt);
+        if let Some(sample) = ack.sample {
+            self.samples = self.samples.saturating_add(1);
+            self.this_round = Some(self.this_round.map_or(sample, |m| m.min(sample)));
+        }
+        let verdict = self.judge();
+        if !ack.una.before(end) {
+            self.window_end = Some(ack.nxt);
+            self.last_round = self.this_round.take().or(self.last_round);
+            self.samples = 0;
+            if let Stage::Conservative { rounds, .. } = &mut self.stage {
+                *rounds += 1;
+                if *rounds >= CSS_ROUNDS {
+                    self.stage = Stage::Done;
+                    return Verdict::LeaveSlowStart;
+                }
+            }
+        }
+        verdict
+    }
+
+    fn judge(&mut self) -> Verdict {
+        let (Some(this), Some(last)) = (self.this_round, self.last_round) else {
+            return Verdict::GoOn;
+        };
+        if self.samples < N_RTT_SAMPLE {
+            return Verdict::GoOn;
+        }
+        match self.stage {
+            Stage::SlowStart => {
+                let thresh = (last / MIN_RTT_DIVISOR).clamp(MIN_RTT_THRESH, MAX_RTT_THRESH);
+                if this >= last + thresh {
+                    self.stage = Stage::Conservative { rounds: 0, baseline: this };
+                }
+            }
+            // The delay was no queue after all.
+            Stage::Conservative { baseline, .. } if this < baseline => {
+                self.stage = Stage::SlowStart;
+            }
+            _ => {}
+        }
+        Verdict::GoOn
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Limited;
+    use super::*;
+    use crate::time::Instant;
+
+    fn round(hystart: &mut HyStart, n: u32, rtt: u64) -> Verdict {
+        let mut verdict = Verdict::GoOn;
+        for i in 1..=10u32 {
+            let ack = Ack {
+                now: Instant::ZERO,
+                octets: 1000,
+                mss: 1000,
+                sample: Some(Duration::from_millis(rtt)),
+                srtt: Duration::from_millis(rtt),
+                una: SeqNum(n * 10_000 + i * 1000),
+                nxt: SeqNum(n * 10_000 + 20_000),
+                limited: Limited::ByCwnd,
+            };
+            verdict = hystart.on_ack(&ack);
+        }
+        verdict
+    }
+
+    #[test]
+    fn growing_delay_leads_to_conservative_slow_start_and_then_out() {
+        let mut hystart = HyStart::default();
+        for n in 0..4 {
+            assert_eq!(round(&mut hystart, n, 50), Verdict::GoOn);
+        }
+        assert_eq!(hystart.growth(1000, u32::MAX), 1000);
+        round(&mut hystart, 4, 60);
+        assert_eq!(hystart.growth(1000, u32::MAX), 250);
+        let left = (5..12).any(|n| round(&mut hystart, n, 60) == Verdict::LeaveSlowStart);
+        assert!(left);
+    }
+
+    #[test]
+    fn a_passing_delay_is_forgiven() {
+        let mut hystart = HyStart::default();
+        (0..4).for_each(|n| {
+            round(&mut hystart, n, 50);
+        });
+        round(&mut hystart, 4, 60);
+        round(&mut hystart, 5, 50);
+        assert_eq!(hystart.growth(1000, u32::MAX), 1000);
+    }
+}

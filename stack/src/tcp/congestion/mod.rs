@@ -1,0 +1,209 @@
+//! Congestion control: a window in octets, grown by ACKs and cut by loss (RFC 5681), as an enum without boxes.
+#![forbid(unsafe_code)]
+
+mod cubic;
+mod hystart;
+mod newreno;
+
+use super::Algorithm;
+use crate::time::{Duration, Instant};
+use crate::wire::SeqNum;
+use cubic::Cubic;
+use hystart::HyStart;
+use newreno::NewReno;
+
+/// IW is ten segments, but not above this many octets unless two segments are longer (RFC 6928 2).
+const INITIAL_WINDOW: u32 = 14_600;
+
+/// What an ACK tells congestion control.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ack {
+    pub(super) now: Instant,
+    /// Octets newly delivered, in order or by SACK.
+    pub(super) octets: u32,
+    /// Sender MSS.
+    pub(super) mss: u32,
+    /// A round-trip measurement made with this ACK.
+    pub(super) sample: Option<Duration>,
+    pub(super) srtt: Duration,
+    pub(super) una: SeqNum,
+    pub(super) nxt: SeqNum,
+    /// Whether the window was what held the sender back.
+    pub(super) limited: Limited,
+}
+
+/// What kept the sender from sending more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Limited {
+    ByCwnd,
+    /// RFC 7661: a window that is not used says nothing about the path, so it does not grow.
+    ByApplication,
+}
+
+#[derive(Clone, Debug)]
+enum Growth {
+    NewReno(NewReno),
+    Cubic(Cubic),
+}
+
+/// The window of one flow.
+#[derive(Clone, Debug)]
+pub(super) struct Congestion {
+    cwnd: u32,
+    ssthresh: u32,
+    growth: Growth,
+    hystart: HyStart,
+}
+
+/// IW for `mss` (RFC 6928 2).
+fn initial_window(mss: u32) -> u32 {
+    (10 * mss).min((2 * mss).max(INITIAL_WINDOW))
+}
+
+impl Congestion {
+    pub(super) fn new(algorithm: Algorithm, mss: u32) -> Congestion {
+        Congestion {
+            cwnd: initial_window(mss),
+            ssthresh: u32::MAX,
+            growth: match algorithm {
+                Algorithm::NewReno => Growth::NewReno(NewReno::default()),
+                Algorithm::Cubic => Growth::Cubic(Cubic::default()),
+            },
+            hystart: HyStart::default(),
+        }
+    }
+
+    pub(super) fn cwnd(&self) -> u32 {
+        self.cwnd
+    }
+
+    pub(super) fn ssthresh(&self) -> u32 {
+        self.ssthresh
+    }
+
+    /// While recovery decides on the window (RFC 9937).
+    pub(super) fn set_cwnd(&mut self, cwnd: u32) {
+        self.cwnd = cwnd;
+    }
+
+    fn in_slow_start(&self) -> bool {
+        self.cwnd < self.ssthresh
+    }
+
+    /// Grows the window. Not called during fast recovery.
+    pub(super) fn on_ack(&mut self, ack: Ack) {
+        if ack.limited == Limited::ByApplication {
+            if let Growth::Cubic(cubic) = &mut self.growth {
+                cubic.pause(ack.now);
+            }
+            return;
+        }
+        if self.in_slow_start() {
+            // No limit per ACK (RFC 3465's L): receivers that merge segments acknowledge dozens at once, and what was
+            // delivered was delivered.
+            let grown = self.hystart.growth(ack.octets, self.ssthresh);
+            self.cwnd = self.cwnd.saturating_add(grown).min(self.ssthresh.max(self.cwnd));
+            if self.hystart.on_ack(&ack) == hystart::Verdict::LeaveSlowStart {
+                self.ssthresh = self.cwnd;
+            }
+            return;
+        }
+        let grown = match &mut self.growth {
+            Growth::NewReno(reno) => reno.growth(self.cwnd, &ack),
+            Growth::Cubic(cubic) => cubic.growth(self.cwnd, &ack),
+        };
+        self.cwnd = self.cwnd.saturating_add(grown);
+    }
+
+    /// Loss was found without a timeout: one reduction, however much was lost. The window itself is left to PRR.
+    pub(super) fn on_loss(&mut self, flight: u32, mss: u32) {
+        let target = match &mut self.growth {
+            Growth::NewReno(reno) => reno.reduce(flight),
+            Growth::Cubic(cubic) => cubic.reduce(self.cwnd, flight, mss),
+        };
+        self.ssthresh = target.max(2 * mss);
+        self.hystart.end();
+    }
+
+    /// A retransmission timeout; `first`: of this loss event (RFC 5681 3.1: ssthresh is cut once).
+    pub(super) fn on_timeout(&mut self, flight: u32, mss: u32, event: LossEvent) {
+        if event == LossEvent::New {
+            self.on_loss(flight, mss);
+        }
+        if let Growth::Cubic(cubic) = &mut self.growth {
+            cubic.on_timeout();
+        }
+        self.cwnd = mss;
+    }
+
+    /// Nothing was sent for longer than RTO (RFC 5681 4.1).
+    pub(super) fn on_idle(&mut self, mss: u32) {
+        self.ssthresh = self.ssthresh.max(self.cwnd / 4 * 3); // RFC 7661 4.4.2: remember what the path carried
+        self.cwnd = self.cwnd.min(initial_window(mss));
+        if let Growth::Cubic(cubic) = &mut self.growth {
+            cubic.restart();
+        }
+    }
+}
+
+/// Whether a timeout continues a loss event that was answered already.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum LossEvent {
+    New,
+    Known,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ack(octets: u32, limited: Limited) -> Ack {
+        Ack {
+            now: Instant::from_millis(100),
+            octets,
+            mss: 1000,
+            sample: None,
+            srtt: Duration::from_millis(50),
+            una: SeqNum(0),
+            nxt: SeqNum(100_000),
+            limited,
+        }
+    }
+
+    #[test]
+    fn the_initial_window_is_ten_segments() {
+        assert_eq!(initial_window(1460), 14_600);
+        assert_eq!(initial_window(536), 5_360);
+        assert_eq!(initial_window(9000), 18_000);
+    }
+
+    #[test]
+    fn slow_start_doubles_and_an_application_limited_window_stays() {
+        for algorithm in [Algorithm::NewReno, Algorithm::Cubic] {
+            let mut cc = Congestion::new(algorithm, 1000);
+            cc.on_ack(ack(10_000, Limited::ByApplication));
+            assert_eq!(cc.cwnd(), 10_000);
+            cc.on_ack(ack(10_000, Limited::ByCwnd));
+            assert_eq!(cc.cwnd(), 20_000);
+        }
+    }
+
+    #[test]
+    fn newreno_grows_one_segment_per_window_and_halves() {
+        let mut cc = Congestion::new(Algorithm::NewReno, 1000);
+        cc.on_loss(20_000, 1000);
+        cc.set_cwnd(cc.ssthresh());
+        assert_eq!(cc.cwnd(), 10_000);
+        (0..10).for_each(|_| cc.on_ack(ack(1000, Limited::ByCwnd)));
+        assert_eq!(cc.cwnd(), 11_000);
+    }
+
+    #[test]
+    fn a_second_timeout_of_one_event_leaves_ssthresh() {
+        let mut cc = Congestion::new(Algorithm::Cubic, 1000);
+        cc.on_timeout(10_000, 1000, LossEvent::New);
+        assert_eq!((cc.cwnd(), cc.ssthresh()), (1000, 7000));
+        cc.on_timeout(1000, 1000, LossEvent::Known);
+        assert_eq!((cc.cwnd(), cc.ssthresh()), (1000, 7000));
+    }
+}

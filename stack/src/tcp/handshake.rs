@@ -1,0 +1,482 @@
+//! The handshake, both ways: before a [`Tcb`] exists (RFC 9293 3.5, 3.10.7.3).
+#![forbid(unsafe_code)]
+
+use super::output::plain;
+use super::rtt::{INITIAL_RTO, Rtt};
+use super::tcb::{AckOwed, Agreed, MIN_MSS, Stamps, Start};
+use super::{CloseReason, Tcb, TcpConfig, TxSegment, reset_reply};
+use crate::buf::Chain;
+use crate::time::{Duration, Instant};
+use crate::wire::{
+    Control, MptcpOptions, Options, Segment, SeqNum, SynOptions, Timestamps, UnscaledWindow,
+    WindowScale, WindowSize,
+};
+use alloc::boxed::Box;
+
+/// MSS of a peer that tells none (RFC 9293 3.7.1).
+const DEFAULT_MSS: u16 = 536;
+/// Octets of options in a segment.
+const OPTION_SPACE: u8 = 40;
+
+/// Numbers that the caller draws for a new flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Opening {
+    /// Initial send sequence number (RFC 6528).
+    pub iss: SeqNum,
+    /// Added to the clock for TSval (RFC 7323 5.4).
+    pub ts_offset: u32,
+}
+
+/// Our SYN or SYN/ACK on its way: sent, repeated with doubled patience, given up.
+#[derive(Debug)]
+struct Attempt {
+    /// A transmission is due at the next poll.
+    owed: bool,
+    retries: u8,
+    last_sent: Option<Instant>,
+}
+
+impl Attempt {
+    fn new() -> Attempt {
+        Attempt { owed: true, retries: 0, last_sent: None }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let patience = INITIAL_RTO.saturating_mul(1 << self.retries.min(16));
+        self.last_sent.map(|at| at + patience)
+    }
+
+    fn on_deadline(&mut self, cfg: &TcpConfig, now: Instant) -> Option<CloseReason> {
+        if self.deadline().is_none_or(|at| at > now) {
+            return None;
+        }
+        if self.retries >= cfg.syn_retries {
+            return Some(CloseReason::TimedOut);
+        }
+        self.retries += 1;
+        self.owed = true;
+        None
+    }
+
+    /// Whether it is due now; counts it as sent.
+    fn take(&mut self, now: Instant) -> bool {
+        if self.owed {
+            self.last_sent = Some(now);
+        }
+        core::mem::replace(&mut self.owed, false)
+    }
+
+    /// The estimator to begin with: one measurement, unless it is not known which transmission was answered.
+    fn rtt(&self, cfg: &TcpConfig, now: Instant) -> Rtt {
+        let mut rtt = Rtt::new(cfg);
+        match self.last_sent {
+            Some(at) if self.retries == 0 => rtt.on_sample(now.since(at), now),
+            _ => rtt.on_syn_timeout(),
+        }
+        rtt
+    }
+}
+
+fn our_syn(cfg: &TcpConfig) -> SynOptions {
+    SynOptions {
+        mss: Some(cfg.mss),
+        window_scale: Some(WindowScale::for_window(cfg.receive_buffer).shift()),
+        sack_permitted: cfg.sack,
+        timestamps: None,
+        mptcp: MptcpOptions::new(),
+    }
+}
+
+/// The window of a SYN is never scaled (RFC 7323 2.2).
+fn syn_window(cfg: &TcpConfig) -> UnscaledWindow {
+    WindowSize(cfg.receive_buffer).unscale(WindowScale::new(0))
+}
+
+fn syn_segment(
+    cfg: &TcpConfig,
+    seq: SeqNum,
+    ack: Option<SeqNum>,
+    options: SynOptions,
+    text: Chain,
+    again: bool,
+) -> TxSegment {
+    let option_room = OPTION_SPACE - syn_options_len(&options);
+    let segment = Segment {
+        seq,
+        ack,
+        control: Control::Syn,
+        push: !text.is_empty(),
+        window: syn_window(cfg),
+        options: Options::Syn(options),
+        text,
+    };
+    TxSegment { retransmission: again, ..plain(segment, option_room) }
+}
+
+/// Octets that these options take, padding included: SACK-permitted shares a word with Timestamps.
+fn syn_options_len(options: &SynOptions) -> u8 {
+    let mss = if options.mss.is_some() { 4 } else { 0 };
+    let scale = if options.window_scale.is_some() { 4 } else { 0 };
+    let rest = match (options.sack_permitted, options.timestamps.is_some()) {
+        (_, true) => 12,
+        (true, false) => 4,
+        (false, false) => 0,
+    };
+    mss + scale + rest
+}
+
+/// What both SYNs say together.
+fn agree(cfg: &TcpConfig, opening: Opening, syn: &Segment, now: Instant) -> Agreed {
+    let none = SynOptions::default();
+    let theirs = match &syn.options {
+        Options::Syn(options) => options,
+        Options::Segment(_) => &none,
+    };
+    let (snd_scale, rcv_scale) = match theirs.window_scale {
+        Some(shift) => (WindowScale::new(shift), WindowScale::for_window(cfg.receive_buffer)),
+        None => Default::default(),
+    };
+    Agreed {
+        iss: opening.iss,
+        irs: syn.seq,
+        peer_mss: theirs.mss.unwrap_or(DEFAULT_MSS).max(MIN_MSS),
+        snd_scale,
+        rcv_scale,
+        sack: cfg.sack && theirs.sack_permitted,
+        timestamps: theirs.timestamps.filter(|_| cfg.timestamps).map(|ts| Stamps {
+            offset: opening.ts_offset,
+            recent: ts.val,
+            recent_at: now,
+        }),
+    }
+}
+
+fn stamp(opening: Opening, now: Instant) -> u32 {
+    (now.as_millis() as u32).wrapping_add(opening.ts_offset)
+}
+
+/// SYN-SENT.
+#[derive(Debug)]
+pub struct SynSent {
+    cfg: TcpConfig,
+    opening: Opening,
+    text: Chain,
+    attempt: Attempt,
+    reply: Option<Segment>,
+}
+
+/// What a segment did to a [`SynSent`].
+#[derive(Debug)]
+pub enum SynSentOutcome {
+    /// Nothing that matters to the owner.
+    Nothing,
+    /// Established. The `tcb` owes an ACK: its next poll yields it.
+    Established {
+        /// The flow.
+        tcb: Box<Tcb>,
+        /// Octets of our SYN's text that the peer took; the owner pushes the rest again.
+        acked_text: u32,
+        /// The SYN/ACK's text, counted into `rcv.nxt` already.
+        text: Chain,
+    },
+    /// The peer refused.
+    Refused(CloseReason),
+    /// A SYN crossed ours (RFC 9293 Figure 7): continue with this.
+    Simultaneous(Box<SynReceived>),
+}
+
+impl SynSent {
+    /// Opens actively; the SYN carries `text`. Poll for the SYN.
+    pub fn new(cfg: &TcpConfig, opening: Opening, text: Chain, _now: Instant) -> SynSent {
+        SynSent { cfg: cfg.clone(), opening, text, attempt: Attempt::new(), reply: None }
+    }
+
+    /// ISS.
+    pub fn iss(&self) -> SeqNum {
+        self.opening.iss
+    }
+
+    /// How often the SYN was sent again.
+    pub fn retries(&self) -> u8 {
+        self.attempt.retries
+    }
+
+    /// Processes one arriving segment (RFC 9293 3.10.7.3). Poll afterwards.
+    pub fn on_segment(&mut self, seg: Segment, now: Instant) -> SynSentOutcome {
+        let nxt = self.opening.iss + 1 + self.text.len();
+        let acked = match seg.ack {
+            Some(ack) if self.opening.iss.before(ack) && ack.at_or_before(nxt) => Some(ack),
+            Some(_) => {
+                self.reply = reset_reply(&seg);
+                return SynSentOutcome::Nothing;
+            }
+            None => None,
+        };
+        match (seg.control, acked) {
+            (Control::Rst, Some(_)) => SynSentOutcome::Refused(CloseReason::Refused),
+            (Control::Syn, Some(ack)) => self.establish(seg, ack, now),
+            (Control::Syn, None) => self.cross(&seg, now),
+            _ => SynSentOutcome::Nothing,
+        }
+    }
+
+    fn establish(&mut self, seg: Segment, ack: SeqNum, now: Instant) -> SynSentOutcome {
+        let start = Start {
+            agreed: agree(&self.cfg, self.opening, &seg, now),
+            una: ack,
+            in_flight: Chain::new(),
+            rcv_nxt: seg.seq + seg.len(),
+            snd_wnd: seg.window.scale(WindowScale::new(0)),
+            wl1: seg.seq,
+            offered: u32::from(syn_window(&self.cfg).0).saturating_sub(seg.text.len()),
+            rtt: self.attempt.rtt(&self.cfg, now),
+            ack: AckOwed::Now,
+        };
+        SynSentOutcome::Established {
+            tcb: Box::new(Tcb::new(&self.cfg, start, now)),
+            acked_text: ack.since(self.opening.iss + 1),
+            text: seg.text,
+        }
+    }
+
+    fn cross(&mut self, seg: &Segment, now: Instant) -> SynSentOutcome {
+        let mut received = SynReceived::new(&self.cfg, seg, self.opening, 0, now);
+        received.answer(core::mem::take(&mut self.text), now);
+        SynSentOutcome::Simultaneous(Box::new(received))
+    }
+
+    /// The SYN when it is due, or the answer to a wrong segment.
+    pub fn poll_transmit(&mut self, now: Instant) -> Option<TxSegment> {
+        if let Some(reply) = self.reply.take() {
+            return Some(plain(reply, OPTION_SPACE));
+        }
+        if !self.attempt.take(now) {
+            return None;
+        }
+        let mut options = our_syn(&self.cfg);
+        if self.cfg.timestamps {
+            options.timestamps = Some(Timestamps { val: stamp(self.opening, now), ecr: 0 });
+        }
+        let (iss, again) = (self.opening.iss, self.attempt.retries > 0);
+        // The text goes with every transmission: it says where the flow is to go (SPEC T3).
+        Some(syn_segment(&self.cfg, iss, None, options, self.text.clone(), again))
+    }
+
+    /// When [`SynSent::on_deadline`] wants to be called.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.attempt.deadline()
+    }
+
+    /// Retransmits, or gives up.
+    pub fn on_deadline(&mut self, now: Instant) -> Option<CloseReason> {
+        self.attempt.on_deadline(&self.cfg, now)
+    }
+}
+
+/// What a [`SynReceived`] is about to do.
+#[derive(Debug)]
+enum Answer {
+    /// Waits for its owner; duplicates of the SYN are ignored (SPEC T30).
+    Held,
+    /// The SYN/ACK with its text.
+    Accepted { text: Chain, attempt: Attempt },
+    /// A RST is owed, or was sent: at `seq` once a SYN/ACK may have taken numbers from the peer's window.
+    Refused { owed: bool, seq: SeqNum },
+}
+
+/// SYN-RECEIVED: silent until it is answered or refused.
+#[derive(Debug)]
+pub struct SynReceived {
+    cfg: TcpConfig,
+    opening: Opening,
+    agreed: Agreed,
+    /// RCV.NXT, and the end of all the SYN carried.
+    rcv_nxt: SeqNum,
+    syn_end: SeqNum,
+    window: WindowSize,
+    /// Both ends offer scaling, so ours is in the SYN/ACK.
+    scaling: bool,
+    answer: Answer,
+    challenge: bool,
+}
+
+/// What a segment did to a [`SynReceived`].
+#[derive(Debug)]
+pub enum SynReceivedOutcome {
+    /// Nothing that matters to the owner.
+    Nothing,
+    /// Established: feed the same segment to the [`Tcb`]. Text of the SYN/ACK that it does not acknowledge is in flight.
+    Established(Box<Tcb>),
+    /// Over.
+    Closed(CloseReason),
+}
+
+impl SynReceived {
+    /// Holds `syn`, of whose text the first `accept_text` octets are taken (by the owner) and will be acknowledged.
+    pub fn new(
+        cfg: &TcpConfig,
+        syn: &Segment,
+        opening: Opening,
+        accept_text: u32,
+        now: Instant,
+    ) -> SynReceived {
+        SynReceived {
+            cfg: cfg.clone(),
+            opening,
+            agreed: agree(cfg, opening, syn, now),
+            rcv_nxt: syn.seq + 1 + accept_text.min(syn.text.len()),
+            syn_end: syn.seq + syn.len(),
+            window: syn.window.scale(WindowScale::new(0)),
+            scaling: matches!(&syn.options, Options::Syn(o) if o.window_scale.is_some()),
+            answer: Answer::Held,
+            challenge: false,
+        }
+    }
+
+    /// ISS.
+    pub fn iss(&self) -> SeqNum {
+        self.opening.iss
+    }
+
+    /// How often the SYN/ACK was sent again.
+    pub fn retries(&self) -> u8 {
+        match &self.answer {
+            Answer::Accepted { attempt, .. } => attempt.retries,
+            Answer::Held | Answer::Refused { .. } => 0,
+        }
+    }
+
+    /// IRS.
+    pub fn irs(&self) -> SeqNum {
+        self.agreed.irs
+    }
+
+    /// Lets the SYN/ACK go, with `text` in it. Only the first answer counts.
+    pub fn answer(&mut self, text: Chain, _now: Instant) {
+        if matches!(self.answer, Answer::Held) {
+            self.answer = Answer::Accepted { text, attempt: Attempt::new() };
+        }
+    }
+
+    /// The next poll yields RST and ACK.
+    pub fn refuse(&mut self) {
+        let seq = match &self.answer {
+            Answer::Held => SeqNum(0), // RFC 9293 3.10.7.1: nothing of ours is known yet
+            // RFC 5961 3.2: elsewhere than at SND.NXT it would not end what the SYN/ACK began.
+            Answer::Accepted { text, .. } => self.opening.iss + 1 + text.len(),
+            Answer::Refused { .. } => return,
+        };
+        self.answer = Answer::Refused { owed: true, seq };
+    }
+
+    /// Processes one arriving segment (RFC 9293 3.10.7.4 for SYN-RECEIVED). Poll afterwards.
+    pub fn on_segment(&mut self, seg: &Segment, now: Instant) -> SynReceivedOutcome {
+        if seg.control == Control::Rst {
+            return self.on_reset(seg);
+        }
+        let Answer::Accepted { text, attempt } = &mut self.answer else {
+            return SynReceivedOutcome::Nothing;
+        };
+        let our_nxt = self.opening.iss + 1 + text.len();
+        let ack = match (seg.control, seg.ack) {
+            // The SYN again: the SYN/ACK was lost.
+            (Control::Syn, None) if seg.seq == self.agreed.irs => {
+                attempt.owed = true;
+                return SynReceivedOutcome::Nothing;
+            }
+            // Simultaneous open: the other side's SYN/ACK.
+            (Control::Syn, Some(ack)) if seg.seq == self.agreed.irs => ack,
+            (Control::None | Control::Fin, Some(ack)) => ack,
+            _ => return SynReceivedOutcome::Nothing,
+        };
+        if !self.opening.iss.before(ack) || our_nxt.before(ack) {
+            self.challenge = true; // RFC 9293 3.10.7.4 fifth: answered with a RST at SEG.ACK
+            self.syn_end = ack;
+            return SynReceivedOutcome::Nothing;
+        }
+        let start = Start {
+            agreed: self.agreed.clone(),
+            una: self.opening.iss + 1,
+            in_flight: core::mem::take(text),
+            rcv_nxt: self.rcv_nxt,
+            snd_wnd: self.window,
+            wl1: self.agreed.irs,
+            offered: u32::from(syn_window(&self.cfg).0),
+            rtt: attempt.rtt(&self.cfg, now),
+            ack: AckOwed::None,
+        };
+        SynReceivedOutcome::Established(Box::new(Tcb::new(&self.cfg, start, now)))
+    }
+
+    /// RFC 5961 3.2 applies here too: only the exact sequence number counts.
+    fn on_reset(&mut self, seg: &Segment) -> SynReceivedOutcome {
+        let exact = seg.seq == self.rcv_nxt || seg.seq == self.syn_end;
+        if exact {
+            SynReceivedOutcome::Closed(CloseReason::Reset)
+        } else {
+            SynReceivedOutcome::Nothing
+        }
+    }
+
+    /// The SYN/ACK when it is due, the RST, or the answer to a wrong segment.
+    pub fn poll_transmit(&mut self, now: Instant) -> Option<TxSegment> {
+        if core::mem::replace(&mut self.challenge, false) {
+            return Some(plain(reset(self.syn_end, None), OPTION_SPACE));
+        }
+        match &mut self.answer {
+            Answer::Held => None,
+            Answer::Refused { owed, seq } => core::mem::replace(owed, false)
+                .then(|| plain(reset(*seq, Some(self.syn_end)), OPTION_SPACE)),
+            Answer::Accepted { text, attempt } => {
+                if !attempt.take(now) {
+                    return None;
+                }
+                let mut options = our_syn(&self.cfg);
+                options.window_scale = options.window_scale.filter(|_| self.scaling);
+                options.sack_permitted = self.agreed.sack;
+                options.timestamps = self
+                    .agreed
+                    .timestamps
+                    .map(|ts| Timestamps { val: ts.val(now), ecr: ts.recent });
+                let again = attempt.retries > 0;
+                let ack = Some(self.rcv_nxt);
+                Some(syn_segment(&self.cfg, self.opening.iss, ack, options, text.clone(), again))
+            }
+        }
+    }
+
+    /// When [`SynReceived::on_deadline`] wants to be called; never while held.
+    pub fn deadline(&self) -> Option<Instant> {
+        match &self.answer {
+            Answer::Accepted { attempt, .. } => attempt.deadline(),
+            _ => None,
+        }
+    }
+
+    /// Retransmits, or gives up.
+    pub fn on_deadline(&mut self, now: Instant) -> Option<CloseReason> {
+        match &mut self.answer {
+            Answer::Accepted { attempt, .. } => attempt.on_deadline(&self.cfg, now),
+            _ => None,
+        }
+    }
+}
+
+fn reset(seq: SeqNum, ack: Option<SeqNum>) -> Segment {
+    Segment {
+        seq,
+        ack,
+        control: Control::Rst,
+        push: false,
+        window: UnscaledWindow(0),
+        options: Options::Segment(Default::default()),
+        text: Chain::new(),
+    }
+}
+
+/// R2 for a SYN must be at least 3 minutes (MUST-23): 1 s, doubling, with the default number of retries.
+const _: () = {
+    let retries = 7;
+    let total = INITIAL_RTO.as_secs() * ((1 << (retries + 1)) - 1);
+    assert!(Duration::from_secs(total).as_secs() >= 180);
+};

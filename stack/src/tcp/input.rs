@@ -1,0 +1,303 @@
+//! A segment arrives (RFC 9293 3.10.7.4): one function per check, in the RFC's order.
+#![forbid(unsafe_code)]
+
+use super::tcb::{AckOwed, Tcb};
+use super::{Arrival, CloseReason, Event, State, Stop, Why};
+use crate::time::{Duration, Instant};
+use crate::wire::{Control, SackBlock, Segment, SeqNum};
+use core::ops::ControlFlow::{self, Break, Continue};
+
+/// Most holes in what was received; text that would make another is dropped and sent again later.
+const MAX_HOLES: usize = 1024;
+/// After this much silence TS.Recent means nothing (RFC 7323 5.5).
+const TS_RECENT_LIFETIME: Duration = Duration::from_secs(24 * 86_400);
+
+impl Tcb {
+    /// Processes one arriving segment. Poll afterwards.
+    pub fn on_segment(&mut self, seg: Segment, now: Instant) -> Arrival {
+        let mut arrival = Arrival::default();
+        if self.state == State::Closed {
+            arrival.stop = Some(Stop::Silent(Why::Closed));
+            return arrival;
+        }
+        if let Break(stop) = self.arrive(seg, now, &mut arrival) {
+            arrival.stop = Some(stop);
+            match stop {
+                Stop::Silent(_) => {}
+                Stop::Ack(_) => self.owe_ack_now(),
+                Stop::Closed(reason) => {
+                    arrival.closed = Some(reason);
+                    self.end();
+                }
+            }
+        }
+        self.rearm(now);
+        arrival
+    }
+
+    fn arrive(
+        &mut self,
+        mut seg: Segment,
+        now: Instant,
+        arrival: &mut Arrival,
+    ) -> ControlFlow<Stop> {
+        self.check_paws(&seg, now)?;
+        self.check_sequence(&seg)?; // first
+        self.check_rst(&seg, now)?; // second
+        self.check_syn(&seg, now)?; // fourth
+        self.check_ack(&seg, now, arrival)?; // fifth
+        self.take_text(&mut seg, now, arrival)?; // seventh
+        self.check_fin(&seg, arrival); // eighth
+        Continue(())
+    }
+
+    /// RFC 7323 5.3 R1. A segment without the option passes, as in Linux: middleboxes strip it.
+    fn check_paws(&mut self, seg: &Segment, now: Instant) -> ControlFlow<Stop> {
+        let (Some(stamps), Some(ts)) = (self.agreed.timestamps, seg.options.timestamps()) else {
+            return Continue(());
+        };
+        let old = (ts.val.wrapping_sub(stamps.recent) as i32) < 0;
+        if old && seg.control != Control::Rst && now.since(stamps.recent_at) < TS_RECENT_LIFETIME {
+            self.note_duplicate(seg);
+            return Break(Stop::Ack(Why::Paws));
+        }
+        Continue(())
+    }
+
+    /// Acceptability (RFC 9293 3.10.7.4, table 6), by the largest right edge ever offered.
+    fn check_sequence(&mut self, seg: &Segment) -> ControlFlow<Stop> {
+        let (nxt, edge) = (self.rcv.nxt, self.rcv.edge);
+        let first_in = seg.seq.within(nxt, edge);
+        let acceptable = match (seg.len(), edge.saturating_since(nxt)) {
+            // At a zero window ACKs and RSTs are still good, its text is not.
+            (_, 0) => seg.seq == nxt,
+            (0, _) => first_in || seg.seq == edge,
+            (len, _) => first_in || (seg.seq + (len - 1)).within(nxt, edge),
+        };
+        if acceptable {
+            return Continue(());
+        }
+        if seg.control == Control::Rst {
+            return Break(Stop::Silent(Why::ResetOutsideWindow));
+        }
+        self.note_duplicate(seg);
+        Break(Stop::Ack(Why::OutsideWindow))
+    }
+
+    /// RFC 2883: octets that are here already are reported with the next ACK.
+    fn note_duplicate(&mut self, seg: &Segment) {
+        let end = (seg.seq + seg.text.len()).min(self.rcv.nxt);
+        if seg.seq.before(end) {
+            self.sums.duplicates_in += 1;
+            self.rcv.duplicate = Some(SackBlock { left: seg.seq, right: end });
+        }
+    }
+
+    /// RFC 5961 3.2: a guessed RST must not kill us.
+    fn check_rst(&mut self, seg: &Segment, now: Instant) -> ControlFlow<Stop> {
+        if seg.control != Control::Rst {
+            return Continue(());
+        }
+        if seg.seq != self.rcv.nxt {
+            return Break(self.challenge(Why::ResetOutOfOrder, now));
+        }
+        let over = matches!(self.state, State::Closing | State::LastAck | State::TimeWait);
+        let delivered = self.queue.queued() == 0;
+        let reason = if over && delivered { CloseReason::Done } else { CloseReason::Reset };
+        Break(Stop::Closed(reason))
+    }
+
+    /// RFC 5961 4.2.
+    fn check_syn(&mut self, seg: &Segment, now: Instant) -> ControlFlow<Stop> {
+        if seg.control == Control::Syn {
+            return Break(self.challenge(Why::Syn, now));
+        }
+        Continue(())
+    }
+
+    fn challenge(&mut self, why: Why, now: Instant) -> Stop {
+        if self.challenges.allow(now) { Stop::Ack(why) } else { Stop::Silent(Why::ChallengeLimit) }
+    }
+
+    fn check_ack(
+        &mut self,
+        seg: &Segment,
+        now: Instant,
+        arrival: &mut Arrival,
+    ) -> ControlFlow<Stop> {
+        let Some(ack) = seg.ack else { return Break(Stop::Silent(Why::NoAck)) };
+        if self.queue.nxt().before(ack) {
+            return Break(self.challenge(Why::AckOfUnsent, now));
+        }
+        let una = self.queue.una();
+        if ack.before(una - self.snd.max) {
+            return Break(self.challenge(Why::AckTooOld, now)); // RFC 5961 5.2
+        }
+        arrival.accepted = true;
+        self.last_heard = now;
+        self.probes = 0;
+        self.update_ts_recent(seg, now);
+        if ack.before(una) {
+            return Continue(()); // an old ACK tells nothing, its text may be new
+        }
+        arrival.window_changed = self.update_window(seg, ack);
+        arrival.acked = self.take_ack(seg, ack, now);
+        if self.fin_acked() {
+            self.on_event(Event::AckOfFin);
+            match self.state {
+                State::TimeWait => arrival.closed = Some(CloseReason::Done),
+                State::Closed => return Break(Stop::Closed(CloseReason::Done)),
+                _ => {}
+            }
+        }
+        Continue(())
+    }
+
+    /// RFC 7323 4.3.
+    fn update_ts_recent(&mut self, seg: &Segment, now: Instant) {
+        if let (Some(stamps), Some(ts)) = (&mut self.agreed.timestamps, seg.options.timestamps())
+            && seg.seq.at_or_before(self.rcv.last_ack_sent)
+            && (ts.val.wrapping_sub(stamps.recent) as i32) >= 0
+        {
+            (stamps.recent, stamps.recent_at) = (ts.val, now);
+        }
+    }
+
+    /// RFC 9293 3.10.7.4: not from segments that were overtaken.
+    fn update_window(&mut self, seg: &Segment, ack: SeqNum) -> bool {
+        let newer = self.snd.wl1.before(seg.seq)
+            || (self.snd.wl1 == seg.seq && self.snd.wl2.at_or_before(ack));
+        if !newer {
+            return false;
+        }
+        let wnd = seg.window.scale(self.agreed.snd_scale).0;
+        (self.snd.wl1, self.snd.wl2) = (seg.seq, ack);
+        self.snd.max = self.snd.max.max(wnd);
+        let changed = core::mem::replace(&mut self.snd.wnd, wnd) != wnd;
+        if changed && self.queue.flight() == 0 {
+            self.rtt.reset_backoff(); // that was the persist timer's
+        }
+        changed
+    }
+
+    fn take_text(
+        &mut self,
+        seg: &mut Segment,
+        now: Instant,
+        arrival: &mut Arrival,
+    ) -> ControlFlow<Stop> {
+        if seg.text.is_empty() {
+            return Continue(());
+        }
+        if let Some(fin) = self.rcv.fin
+            && fin.before(seg.seq + seg.text.len())
+        {
+            return Break(Stop::Ack(Why::TextAfterFin));
+        }
+        let len = seg.text.len();
+        let mut text = core::mem::take(&mut seg.text);
+        let mut at = seg.seq;
+        if at.before(self.rcv.nxt) {
+            let right = self.rcv.nxt.min(at + len);
+            self.rcv.duplicate = Some(SackBlock { left: at, right });
+            text.trim_front(self.rcv.nxt.since(at).min(len));
+            at = self.rcv.nxt;
+        }
+        let room = self.rcv.edge.saturating_since(at);
+        if text.len() > room {
+            text.truncate(room); // RFC 9293 3.10.7.4: trim what lies beyond the window
+            seg.control = if seg.control == Control::Fin { Control::None } else { seg.control };
+            self.owe_ack_now();
+        }
+        seg.seq = at + text.len(); // where a FIN would be
+        if text.is_empty() {
+            return Continue(());
+        }
+        let end = at + text.len();
+        if self.rcv.holes.covers(at, end) {
+            self.sums.duplicates_in += 1;
+            self.rcv.duplicate = Some(SackBlock { left: at, right: end });
+            self.owe_ack_now();
+            return if seg.control == Control::Fin {
+                Continue(())
+            } else {
+                Break(Stop::Ack(Why::DuplicateText))
+            };
+        }
+        if at != self.rcv.nxt && self.rcv.holes.count() >= MAX_HOLES {
+            return Break(Stop::Ack(Why::TooManyHoles));
+        }
+        self.store(at, end, len, now);
+        arrival.text = Some((at, text));
+        Continue(())
+    }
+
+    /// Counts `at..end` as received and decides when to acknowledge (RFC 5681 4.2).
+    fn store(&mut self, at: SeqNum, end: SeqNum, len: u32, now: Instant) {
+        if len <= u32::from(self.cfg.mss) {
+            self.rcv.mss = self.rcv.mss.max(len);
+        }
+        if at == self.rcv.nxt && self.rcv.holes.is_empty() {
+            self.rcv.nxt = end;
+            self.sums.bytes_received += u64::from(end.since(at));
+            self.rcv.unacked += len;
+            let quick = self.rcv.quick_acks > 0;
+            self.rcv.quick_acks = self.rcv.quick_acks.saturating_sub(1);
+            // A sender that has used up its window waits for us, and takes silence for a loss.
+            let stopped = self.rcv.advertised.saturating_since(end) < self.rcv.mss;
+            if quick || stopped || self.rcv.unacked > self.rcv.mss {
+                self.owe_ack_now(); // MUST-58: every second full segment
+            } else if self.ack == AckOwed::None {
+                self.ack = AckOwed::Delayed(now + self.cfg.delayed_ack);
+            }
+            return;
+        }
+        // Out of order, or filling a hole: the sender is waiting to hear of it.
+        self.owe_ack_now();
+        self.sums.bytes_received += self.rcv.holes.insert(at, end);
+        if at != self.rcv.nxt {
+            self.sums.out_of_order_in += 1;
+            if self.rcv.recent.is_full() {
+                self.rcv.recent.pop();
+            }
+            self.rcv.recent.insert(0, at);
+        }
+        if let Some((_, end)) = self.rcv.holes.find(self.rcv.nxt) {
+            self.rcv.nxt = end;
+            self.rcv.holes.remove_before(end);
+            let nxt = self.rcv.nxt;
+            self.rcv.recent.retain(|at| !at.before(nxt));
+        }
+    }
+
+    /// The FIN stands at `seg.seq` (text was taken off) and is consumed when everything before it is here.
+    fn check_fin(&mut self, seg: &Segment, arrival: &mut Arrival) {
+        if seg.control == Control::Fin && self.rcv.fin.is_none() {
+            let beyond = self.rcv.holes.end().is_some_and(|end| seg.seq.before(end));
+            if beyond || !self.state.can_receive() {
+                return; // text was seen after it: not a FIN that can be true
+            }
+            self.rcv.fin = Some(seg.seq);
+            self.owe_ack_now();
+        }
+        if self.rcv.fin != Some(self.rcv.nxt) {
+            return;
+        }
+        self.rcv.nxt += 1;
+        self.rcv.edge = self.rcv.edge.max(self.rcv.nxt);
+        self.rcv.advertised = self.rcv.advertised.max(self.rcv.nxt);
+        self.rcv.allowed = self.rcv.allowed.max(self.rcv.nxt);
+        self.owe_ack_now();
+        arrival.fin = true;
+        self.on_event(Event::Fin);
+        if self.state == State::TimeWait {
+            arrival.closed = Some(CloseReason::Done);
+        }
+    }
+
+    fn owe_ack_now(&mut self) {
+        if self.ack != AckOwed::Pure {
+            self.ack = AckOwed::Now;
+        }
+    }
+}

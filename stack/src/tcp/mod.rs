@@ -1,0 +1,38 @@
+//! One TCP flow: handshakes, synchronized states, time-wait (RFC 9293 and friends), sans-IO.
+//!
+//! [`Tcb`] decides which octets are new; its owner decides where they go. [`Stream`] is the plain owner: a TCP
+//! endpoint with one reassembly queue. Reading order: `state`, `tcb`, `input`, `output`, `send_queue`, `recovery`.
+#![forbid(unsafe_code)]
+
+mod ack;
+mod config;
+mod congestion;
+mod handshake;
+mod info;
+mod input;
+mod output;
+mod range_set;
+mod reassembly;
+mod recovery;
+mod rtt;
+mod send_queue;
+mod state;
+mod stream;
+mod tcb;
+mod time_wait;
+mod timer;
+mod values;
+
+pub use config::{Algorithm, RightEdge, TcpConfig};
+pub use handshake::{Opening, SynReceived, SynReceivedOutcome, SynSent, SynSentOutcome};
+pub use info::TcpInfo;
+pub use range_set::{RangeSet, Sequence};
+pub use reassembly::Reassembly;
+pub use state::{Event, State, transition};
+pub use stream::{Phase, Stream};
+pub use tcb::Tcb;
+pub use time_wait::{TimeWait, reset_reply};
+pub use values::{Arrival, CloseReason, Label, OptionRoom, Stop, TxSegment, Why};
+
+#[cfg(test)]
+mod tests;

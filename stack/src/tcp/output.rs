@@ -1,0 +1,320 @@
+//! What to send next: RST, ACK, probe, retransmission, new text, in this order (RFC 9293 3.8, RFC 5681).
+#![forbid(unsafe_code)]
+
+use super::recovery::{Probe, Recovery};
+use super::send_queue::{Fin, Piece};
+use super::tcb::{AckOwed, Due, Reset, TIMESTAMPS_LEN, Tcb};
+use super::{OptionRoom, RightEdge, State, TxSegment};
+use crate::buf::Chain;
+use crate::time::Instant;
+use crate::wire::{
+    Control, Options, SackBlock, SackBlocks, Segment, SegmentOptions, SeqNum, Timestamps,
+    UnscaledWindow, WindowSize,
+};
+
+/// Octets of a segment's options.
+const OPTION_SPACE: u32 = 40;
+
+/// Whether a piece was sent before.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sent {
+    First,
+    Again,
+}
+
+impl Tcb {
+    /// The next segment to send, `None` if there is none now. Call until `None` after every mutation; `room` is what
+    /// the owner will add to it.
+    pub fn poll_transmit(&mut self, now: Instant, room: OptionRoom) -> Option<TxSegment> {
+        self.room = room;
+        if core::mem::replace(&mut self.reset, Reset::No) == Reset::Owed {
+            return Some(self.reset_segment());
+        }
+        if self.state == State::Closed {
+            return None;
+        }
+        // SACK blocks stand in pure ACKs only, so that text and options always fit the MSS.
+        let news = !self.rcv.holes.is_empty() || self.rcv.duplicate.is_some();
+        if self.ack == AckOwed::Pure || (self.ack == AckOwed::Now && news) {
+            return Some(self.ack_segment(self.queue.nxt(), now));
+        }
+        let tx = self
+            .poll_due(now)
+            .or_else(|| self.poll_retransmission(now))
+            .or_else(|| self.poll_new(now));
+        if tx.is_none() {
+            self.note_limit();
+        }
+        self.rearm(now);
+        if tx.is_some() {
+            return tx;
+        }
+        if self.ack == AckOwed::Now || self.window_update_due() {
+            return Some(self.ack_segment(self.queue.nxt(), now));
+        }
+        None
+    }
+
+    /// Whether cwnd is what stops us: room for less than a segment, or an eighth of a large window, is left.
+    fn note_limit(&mut self) {
+        let cwnd = self.congestion.cwnd();
+        let slack = self.mss(self.room).max((cwnd / 8).min(self.cfg.gso_max));
+        if self.inflight().saturating_add(slack) > cwnd {
+            self.limited_until = self.queue.nxt();
+        }
+    }
+
+    /// What a timer asked for, whatever the windows say.
+    fn poll_due(&mut self, now: Instant) -> Option<TxSegment> {
+        match self.due.take()? {
+            Due::TailLossProbe => self.tail_loss_probe(now),
+            // An old octet: outside of any window, so that a living peer must answer it.
+            Due::KeepAlive => Some(self.ack_segment(self.queue.una() - 1, now)),
+            Due::WindowProbe if self.window_room() > 0 && self.queue.unsent() > 0 => {
+                // Silly-window avoidance waited long enough (RFC 9293 3.8.6.2.1 case 4).
+                let n = self.queue.run(self.window_room().min(self.mss(self.room)));
+                Some(self.send_new(n, now))
+            }
+            // No octet of text: it would have to be taken back, and with it its label.
+            Due::WindowProbe => Some(self.ack_segment(self.queue.una() - 1, now)),
+        }
+    }
+
+    /// RFC 8985 7.3: new text if the peer's window has room, else the last segment again.
+    fn tail_loss_probe(&mut self, now: Instant) -> Option<TxSegment> {
+        let mss = self.mss(self.room);
+        self.sums.tlps += 1;
+        self.rto_base = now; // RFC 8985 7.3: the RTO counts from the probe
+        let fresh = self.queue.run(self.window_room().min(mss));
+        if fresh > 0 {
+            let tx = self.send_new(fresh, now);
+            self.probe = Some(Probe { end: self.queue.nxt(), again: false });
+            return Some(tx);
+        }
+        let piece = self.queue.resend_tail(mss, now)?;
+        self.probe = Some(Probe { end: self.queue.nxt(), again: true });
+        Some(self.piece_segment(piece, Sent::Again, now))
+    }
+
+    /// Octets that congestion control lets out.
+    fn cwnd_room(&self) -> u32 {
+        self.congestion.cwnd().saturating_sub(self.inflight())
+    }
+
+    fn poll_retransmission(&mut self, now: Instant) -> Option<TxSegment> {
+        let len = self.queue.first_lost()?;
+        let mss = self.mss(self.room);
+        let n = self.portion(len, self.cwnd_room(), mss)?;
+        if let Recovery::Loss { .. } = self.recovery
+            && let Some(undo) = &mut self.undo
+            && undo.stamp.is_none()
+        {
+            undo.stamp = self.agreed.timestamps.map(|stamps| stamps.val(now));
+        }
+        let first = self.queue.pipe() == 0;
+        let piece = self.queue.resend_lost(n, now)?;
+        if first || piece.seq == self.queue.una() {
+            self.rto_base = now; // RFC 6298 5.1 for the segment the timer is about
+        }
+        Some(self.piece_segment(piece, Sent::Again, now))
+    }
+
+    /// How much of `len` octets may go with `room`: all of it, or whole segments; never a runt because of the window's
+    /// remainder. `None`: nothing yet. With an empty network one segment always goes.
+    fn portion(&self, len: u32, room: u32, mss: u32) -> Option<u32> {
+        let cap = (self.cfg.gso_max / mss * mss).max(mss);
+        let n = len.min(cap);
+        if n <= room {
+            return Some(n);
+        }
+        match room / mss * mss {
+            0 if self.inflight() == 0 => Some(n.min(mss)),
+            0 => None,
+            whole => Some(whole),
+        }
+    }
+
+    fn poll_new(&mut self, now: Instant) -> Option<TxSegment> {
+        if self.queue.unsent() == 0 {
+            return self.poll_fin(now);
+        }
+        self.restart_after_idle(now);
+        let mss = self.mss(self.room);
+        let cap = (self.cfg.gso_max / mss * mss).max(mss);
+        let run = self.queue.run(cap);
+        let wnd = self.window_room();
+        let usable = if run <= wnd { run } else { wnd / mss * mss };
+        if usable == 0 {
+            // RFC 9293 3.8.6.2.1 case 3: half of the largest window ever seen is not silly.
+            let half = wnd > 0 && self.queue.flight() == 0 && wnd >= self.snd.max / 2;
+            return half.then(|| self.send_new(wnd, now));
+        }
+        if self.holds_for_nagle(usable, mss) {
+            return None;
+        }
+        let n = self.portion(usable, self.cwnd_room(), mss)?;
+        Some(self.send_new(n, now))
+    }
+
+    /// RFC 9293 3.7.4: at most one small segment in flight.
+    fn holds_for_nagle(&self, n: u32, mss: u32) -> bool {
+        self.cfg.nagle
+            && n < mss
+            && self.queue.flight() > 0
+            && !matches!(self.queue.fin(), Fin::Queued)
+    }
+
+    fn poll_fin(&mut self, now: Instant) -> Option<TxSegment> {
+        if self.queue.fin() != Fin::Queued || self.window_room() == 0 {
+            return None;
+        }
+        Some(self.send_new(0, now))
+    }
+
+    /// RFC 5681 4.1.
+    fn restart_after_idle(&mut self, now: Instant) {
+        if self.queue.flight() == 0 && now.since(self.last_sent) > self.rtt.rto() {
+            let mss = self.mss(self.room);
+            self.congestion.on_idle(mss);
+        }
+    }
+
+    fn send_new(&mut self, n: u32, now: Instant) -> TxSegment {
+        let last = n == self.queue.unsent();
+        let with_fin = last && self.queue.fin() == Fin::Queued && n < self.window_room();
+        if self.queue.flight() == 0 {
+            self.rto_base = now; // RFC 6298 5.1
+        }
+        self.pto_base = now;
+        let piece = self.queue.send(n, with_fin, now);
+        self.piece_segment(piece, Sent::First, now)
+    }
+
+    fn piece_segment(&mut self, piece: Piece, sent: Sent, now: Instant) -> TxSegment {
+        let len = piece.text.len();
+        let mss = self.mss(self.room);
+        self.last_sent = now;
+        self.sums.bytes_sent += u64::from(len);
+        if sent == Sent::Again {
+            self.sums.bytes_retrans += u64::from(len);
+        }
+        if let Recovery::Fast { prr, .. } = &mut self.recovery {
+            prr.on_sent(len);
+        }
+        let control = if piece.fin { Control::Fin } else { Control::None };
+        let mut segment = self.segment(piece.seq, control, now);
+        segment.push = self.queue.unsent() == 0 || piece.fin;
+        segment.text = piece.text;
+        TxSegment {
+            segment,
+            label: piece.label,
+            offset: piece.offset,
+            gso_size: if len > mss { mss as u16 } else { 0 },
+            retransmission: sent == Sent::Again,
+            option_room: (OPTION_SPACE - self.stamps_len()) as u8,
+        }
+    }
+
+    fn stamps_len(&self) -> u32 {
+        if self.agreed.timestamps.is_some() { TIMESTAMPS_LEN } else { 0 }
+    }
+
+    /// A segment without text at `seq`.
+    fn ack_segment(&mut self, seq: SeqNum, now: Instant) -> TxSegment {
+        let mut segment = self.segment(seq, Control::None, now);
+        let free = OPTION_SPACE - self.stamps_len();
+        let blocks = free.saturating_sub(u32::from(self.room.ack) + 4) / 8;
+        let mut used = 0;
+        if self.agreed.sack && blocks > 0 {
+            let sack = self.sack_blocks(blocks as usize);
+            used = if sack.is_empty() { 0 } else { 4 + 8 * sack.len() as u32 };
+            if let Options::Segment(options) = &mut segment.options {
+                options.sack = sack;
+            }
+        }
+        self.rcv.duplicate = None;
+        plain(segment, (free - used) as u8)
+    }
+
+    /// The duplicate, then the ranges that changed last, then the others (RFC 2018 4, RFC 2883 4).
+    fn sack_blocks(&self, most: usize) -> SackBlocks {
+        let mut blocks = SackBlocks::new();
+        let most = most.min(blocks.capacity());
+        if let Some(duplicate) = self.rcv.duplicate {
+            blocks.push(duplicate);
+        }
+        let first = blocks.len();
+        let recent = self.rcv.recent.iter().filter_map(|at| self.rcv.holes.find(*at));
+        for (left, right) in recent.chain(self.rcv.holes.iter()) {
+            if blocks.len() >= most {
+                break;
+            }
+            let block = SackBlock { left, right };
+            if !blocks[first..].contains(&block) {
+                blocks.push(block);
+            }
+        }
+        blocks
+    }
+
+    /// A segment that acknowledges all there is.
+    fn segment(&mut self, seq: SeqNum, control: Control, now: Instant) -> Segment {
+        self.ack = AckOwed::None;
+        self.rcv.unacked = 0;
+        self.rcv.last_ack_sent = self.rcv.nxt;
+        let timestamps = self
+            .agreed
+            .timestamps
+            .map(|stamps| Timestamps { val: stamps.val(now), ecr: stamps.recent });
+        Segment {
+            seq,
+            ack: Some(self.rcv.nxt),
+            control,
+            push: false,
+            window: self.offer_window(),
+            options: Options::Segment(SegmentOptions { timestamps, ..Default::default() }),
+            text: Chain::new(),
+        }
+    }
+
+    /// Advertises the window and remembers the edge that the field really expresses.
+    fn offer_window(&mut self) -> UnscaledWindow {
+        let scale = self.agreed.rcv_scale;
+        let window = self.window_to_offer();
+        let mut field = WindowSize(window).unscale(scale);
+        let promised = self.rcv.advertised.saturating_since(self.rcv.nxt);
+        let rounded_off = field.scale(scale).0 < promised;
+        if self.cfg.window == RightEdge::NeverRetreats && rounded_off && field.0 < u16::MAX {
+            field.0 += 1; // rounding must not take back what was offered (RFC 7323 2.4)
+        }
+        self.rcv.advertised = self.rcv.nxt + field.scale(scale).0;
+        self.rcv.edge = self.rcv.edge.max(self.rcv.advertised);
+        field
+    }
+
+    /// RFC 9293 3.10.5: at SND.NXT, so that the peer believes it (RFC 5961 3.2 asks for RCV.NXT).
+    fn reset_segment(&mut self) -> TxSegment {
+        let segment = Segment {
+            seq: self.queue.nxt(),
+            ack: Some(self.rcv.nxt),
+            control: Control::Rst,
+            push: false,
+            window: UnscaledWindow(0),
+            options: Options::Segment(SegmentOptions::default()),
+            text: Chain::new(),
+        };
+        plain(segment, OPTION_SPACE as u8)
+    }
+}
+
+/// A segment without text, hence without label.
+pub(super) fn plain(segment: Segment, option_room: u8) -> TxSegment {
+    TxSegment {
+        segment,
+        label: super::Label::PLAIN,
+        offset: 0,
+        gso_size: 0,
+        retransmission: false,
+        option_room,
+    }
+}

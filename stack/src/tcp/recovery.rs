@@ -1,0 +1,206 @@
+//! Loss detection and recovery: RACK-TLP (RFC 8985), proportional rate reduction (RFC 9937).
+#![forbid(unsafe_code)]
+
+use super::rtt::Rtt;
+use super::send_queue::{OnDelivered, Transmission};
+use crate::time::{Duration, Instant};
+use crate::wire::SeqNum;
+
+/// Rounds that a widened reordering window lasts (RFC 8985 6.2 step 4).
+const REO_WND_PERSIST: u8 = 16;
+/// Greatest multiple of a quarter of the least RTT.
+const MAX_REO_WND_MULT: u8 = 20;
+/// Segments beyond a hole that count as proof without waiting (RFC 8985 6.2 step 4).
+pub(super) const DUP_THRESH: u32 = 3;
+/// What a receiver may delay an ACK by (RFC 8985 7.2: max_ack_delay; 40 ms at Linux), and some.
+const TLP_ACK_DELAY: Duration = Duration::from_millis(50);
+/// PTO before any measurement (RFC 8985 7.2).
+const TLP_INITIAL: Duration = Duration::from_secs(1);
+
+/// The time of the newest delivered transmission, and how much reordering the path shows.
+#[derive(Clone, Debug)]
+pub(super) struct Rack {
+    newest: Option<(Transmission, SeqNum)>,
+    rtt: Duration,
+    fack: SeqNum,
+    reordering_seen: bool,
+    reo_wnd_mult: u8,
+    reo_wnd_persist: u8,
+    /// A round in which a DSACK was answered already ends here.
+    dsack_round: Option<SeqNum>,
+    /// When a segment that waits only for the reordering window will be lost.
+    pub(super) timer: Option<Instant>,
+}
+
+impl Rack {
+    pub(super) fn new(una: SeqNum) -> Rack {
+        Rack {
+            newest: None,
+            rtt: Duration::ZERO,
+            fack: una,
+            reordering_seen: false,
+            reo_wnd_mult: 1,
+            reo_wnd_persist: 0,
+            dsack_round: None,
+            timer: None,
+        }
+    }
+
+    /// RACK.reo_wnd.
+    pub(super) fn reo_wnd(&self, rtt: &Rtt, recovering: bool, sacked_segments: u32) -> Duration {
+        if !self.reordering_seen && (recovering || sacked_segments >= DUP_THRESH) {
+            return Duration::ZERO;
+        }
+        let quarter = rtt.min().unwrap_or_default() / 4;
+        (quarter * u32::from(self.reo_wnd_mult)).min(rtt.srtt().unwrap_or_default())
+    }
+
+    /// What to compare with: the newest delivered transmission and the RTT it showed.
+    pub(super) fn newest(&self) -> Option<(u64, SeqNum, Duration)> {
+        self.newest.map(|(sent, end)| (sent.number, end, self.rtt))
+    }
+
+    /// RTT of the newest delivered transmission.
+    pub(super) fn rtt(&self) -> Duration {
+        self.rtt
+    }
+
+    /// The receiver reports a duplicate: something was sent again for nothing, so wait longer (once per round).
+    pub(super) fn on_dsack(&mut self, una: SeqNum, nxt: SeqNum) {
+        if self.dsack_round.is_some_and(|end| una.before(end)) {
+            return;
+        }
+        self.dsack_round = Some(nxt);
+        self.reordering_seen = true;
+        self.reo_wnd_mult = (self.reo_wnd_mult + 1).min(MAX_REO_WND_MULT);
+        self.reo_wnd_persist = REO_WND_PERSIST;
+    }
+
+    pub(super) fn on_recovery_exit(&mut self) {
+        self.reo_wnd_persist = self.reo_wnd_persist.saturating_sub(1);
+        if self.reo_wnd_persist == 0 {
+            self.reo_wnd_mult = 1;
+        }
+    }
+}
+
+/// Collects what one ACK delivered.
+pub(super) struct Delivered<'a> {
+    pub(super) rack: &'a mut Rack,
+    pub(super) now: Instant,
+    pub(super) min_rtt: Duration,
+    /// TSecr and the offset between the clock in ms and TSval.
+    pub(super) echo: Option<(u32, u32)>,
+    /// Earliest and latest time at which octets were sent that were sent once and are delivered now.
+    pub(super) clean: Option<(Instant, Instant)>,
+}
+
+impl OnDelivered for Delivered<'_> {
+    fn on_delivered(&mut self, sent: Transmission, end: SeqNum) {
+        let rtt = self.now.since(sent.at);
+        // RFC 8985 6.2 step 2: which transmission was it that arrived?
+        if sent.again {
+            let older = self.echo.is_some_and(|(tsecr, offset)| {
+                let stamp = (sent.at.as_millis() as u32).wrapping_add(offset);
+                (tsecr.wrapping_sub(stamp) as i32) < 0
+            });
+            if older || rtt < self.min_rtt {
+                return;
+            }
+        } else {
+            let (first, last) = self.clean.unwrap_or((sent.at, sent.at));
+            self.clean = Some((first.min(sent.at), last.max(sent.at)));
+        }
+        let rack = &mut *self.rack;
+        let newer = rack.newest.is_none_or(|(known, known_end)| {
+            (known.number < sent.number) || (known.number == sent.number && known_end.before(end))
+        });
+        if newer {
+            rack.newest = Some((sent, end));
+            rack.rtt = rtt;
+        }
+        // Step 3.
+        if rack.fack.before(end) {
+            rack.fack = end;
+        } else if end.before(rack.fack) && !sent.again {
+            rack.reordering_seen = true;
+        }
+    }
+}
+
+/// Proportional rate reduction (RFC 9937), octets.
+#[derive(Clone, Debug)]
+pub(super) struct Prr {
+    delivered: u64,
+    out: u64,
+    recover_fs: u64,
+}
+
+impl Prr {
+    pub(super) fn new(recover_fs: u32) -> Prr {
+        Prr { delivered: 0, out: 0, recover_fs: u64::from(recover_fs.max(1)) }
+    }
+
+    pub(super) fn on_sent(&mut self, octets: u32) {
+        self.out += u64::from(octets);
+    }
+
+    /// The window after an ACK that delivered `delivered` octets.
+    pub(super) fn on_ack(
+        &mut self,
+        delivered: u32,
+        pipe: u32,
+        ssthresh: u32,
+        mss: u32,
+        safety: Safety,
+    ) -> u32 {
+        self.delivered += u64::from(delivered);
+        let (pipe, ssthresh, mss) = (u64::from(pipe), u64::from(ssthresh), u64::from(mss));
+        let quota = if pipe > ssthresh {
+            (self.delivered * ssthresh).div_ceil(self.recover_fs).saturating_sub(self.out)
+        } else {
+            let conserved = self.delivered.saturating_sub(self.out);
+            let limit = match safety {
+                Safety::Safe => conserved.max(u64::from(delivered)) + mss,
+                Safety::Unsafe => conserved,
+            };
+            limit.min(ssthresh - pipe)
+        };
+        // The first retransmission goes out whatever the numbers say.
+        let quota = if self.out == 0 { quota.max(mss) } else { quota };
+        u32::try_from(pipe + quota).unwrap_or(u32::MAX)
+    }
+}
+
+/// SafeACK of RFC 9937: una advanced and no further loss was indicated.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Safety {
+    Safe,
+    Unsafe,
+}
+
+/// Where loss recovery is; `point`: recovered when una reaches it.
+#[derive(Clone, Debug)]
+pub(super) enum Recovery {
+    /// Nothing is lost.
+    Open,
+    /// Fast recovery.
+    Fast { point: SeqNum, prr: Prr },
+    /// After a timeout.
+    Loss { point: SeqNum },
+}
+
+/// A tail loss probe on its way (RFC 8985 7.4).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Probe {
+    pub(super) end: SeqNum,
+    /// It was a retransmission (else new text).
+    pub(super) again: bool,
+}
+
+/// PTO (RFC 8985 7.2). The peer's delay of ACKs is added whatever is in flight, not only for a single segment: a Linux
+/// receiver whose reader lags, or that got an odd number of segments, delays as well, and on a path of 0.1 ms a probe
+/// after two round trips would be sent for nothing nearly every time.
+pub(super) fn probe_timeout(rtt: &Rtt) -> Duration {
+    rtt.srtt().map_or(TLP_INITIAL, |srtt| srtt * 2 + TLP_ACK_DELAY)
+}

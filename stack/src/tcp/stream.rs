@@ -1,0 +1,343 @@
+//! A TCP endpoint: a flow and one reassembly queue.
+#![forbid(unsafe_code)]
+
+use super::{
+    Arrival, CloseReason, Label, Opening, OptionRoom, Reassembly, State, Stop, SynReceived,
+    SynReceivedOutcome, SynSent, SynSentOutcome, Tcb, TcpConfig, TcpInfo, TimeWait, TxSegment,
+};
+use crate::buf::Chain;
+use crate::time::Instant;
+use crate::wire::{Segment, SeqNum};
+use alloc::boxed::Box;
+
+/// Where an endpoint is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Phase {
+    /// Handshake, held or on its way.
+    Opening,
+    /// Both directions may carry text, or the peer has closed its own.
+    Open,
+    /// We closed our direction.
+    Closing,
+    /// Both closed in order; waits for stray segments.
+    TimeWait,
+    /// Over.
+    Closed(CloseReason),
+}
+
+#[derive(Debug)]
+enum Life {
+    SynSent(SynSent),
+    SynReceived(SynReceived),
+    Flow(Box<Tcb>),
+    TimeWait(TimeWait, Option<Segment>),
+    /// Over; the flow may still have a RST or a last ACK to send.
+    Closed(CloseReason, Option<Box<Tcb>>),
+}
+
+/// What the user asked for before there was a flow.
+#[derive(Debug, Default)]
+struct Early {
+    text: Chain,
+    close: bool,
+}
+
+/// A TCP endpoint with the six methods of a leg.
+#[derive(Debug)]
+pub struct Stream {
+    life: Life,
+    cfg: TcpConfig,
+    early: Early,
+    inbox: Reassembly<SeqNum>,
+    fin_received: bool,
+    /// Octets the owner can take.
+    granted: u32,
+}
+
+impl Stream {
+    fn new(cfg: &TcpConfig, life: Life) -> Stream {
+        Stream {
+            life,
+            early: Early::default(),
+            inbox: Reassembly::new(SeqNum(0)),
+            fin_received: false,
+            granted: cfg.receive_buffer,
+            cfg: cfg.clone(),
+        }
+    }
+
+    /// Opens actively.
+    pub fn connect(cfg: &TcpConfig, opening: Opening, now: Instant) -> Stream {
+        Stream::new(cfg, Life::SynSent(SynSent::new(cfg, opening, Chain::new(), now)))
+    }
+
+    /// Holds a SYN; its text, if any, is not taken.
+    pub fn accept(cfg: &TcpConfig, syn: &Segment, opening: Opening, now: Instant) -> Stream {
+        Stream::new(cfg, Life::SynReceived(SynReceived::new(cfg, syn, opening, 0, now)))
+    }
+
+    /// An endpoint around a flow whose handshake somebody else made. Text of the handshake is theirs.
+    pub fn from_tcb(cfg: &TcpConfig, tcb: Box<Tcb>) -> Stream {
+        let nxt = tcb.rcv_nxt();
+        let mut stream = Stream::new(cfg, Life::Flow(tcb));
+        stream.inbox = Reassembly::new(nxt);
+        stream
+    }
+
+    /// Answers the held SYN.
+    pub fn answer(&mut self, now: Instant) {
+        if let Life::SynReceived(syn) = &mut self.life {
+            syn.answer(Chain::new(), now);
+        }
+    }
+
+    /// Refuses the held SYN.
+    pub fn refuse(&mut self) {
+        if let Life::SynReceived(syn) = &mut self.life {
+            syn.refuse();
+        }
+    }
+
+    /// Processes one arriving segment; returns why that stopped early, if it did. Poll afterwards.
+    pub fn on_segment(&mut self, seg: Segment, now: Instant) -> Option<Stop> {
+        match &mut self.life {
+            Life::SynSent(syn) => match syn.on_segment(seg, now) {
+                SynSentOutcome::Nothing => {}
+                SynSentOutcome::Refused(reason) => self.life = Life::Closed(reason, None),
+                SynSentOutcome::Simultaneous(syn) => self.life = Life::SynReceived(*syn),
+                SynSentOutcome::Established { tcb, text, .. } => {
+                    let at = tcb.rcv_nxt() - text.len();
+                    self.establish(tcb, at);
+                    self.inbox.insert(at, text);
+                }
+            },
+            Life::SynReceived(syn) => match syn.on_segment(&seg, now) {
+                SynReceivedOutcome::Nothing => {}
+                SynReceivedOutcome::Closed(reason) => self.life = Life::Closed(reason, None),
+                SynReceivedOutcome::Established(tcb) => {
+                    let at = tcb.rcv_nxt();
+                    self.establish(tcb, at);
+                    return self.on_segment(seg, now);
+                }
+            },
+            Life::Flow(tcb) => {
+                let arrival = tcb.on_segment(seg, now);
+                let stop = arrival.stop;
+                self.on_arrival(arrival);
+                return stop;
+            }
+            Life::TimeWait(wait, reply) => *reply = wait.on_segment(&seg, now),
+            Life::Closed(..) => {}
+        }
+        None
+    }
+
+    fn establish(&mut self, mut tcb: Box<Tcb>, nxt: SeqNum) {
+        self.inbox = Reassembly::new(nxt);
+        tcb.set_window(self.granted);
+        tcb.push(core::mem::take(&mut self.early.text), Label::PLAIN);
+        if self.early.close {
+            tcb.close();
+        }
+        self.life = Life::Flow(tcb);
+    }
+
+    fn on_arrival(&mut self, arrival: Arrival) {
+        if let Some((at, text)) = arrival.text {
+            self.inbox.insert(at, text);
+        }
+        self.fin_received |= arrival.fin;
+        if let Some(reason) = arrival.closed
+            && !matches!(&self.life, Life::Flow(tcb) if tcb.state() == State::TimeWait)
+        {
+            self.end(reason);
+        }
+    }
+
+    /// Keeps the flow for what it still has to say.
+    fn end(&mut self, reason: CloseReason) {
+        let before = core::mem::replace(&mut self.life, Life::Closed(reason, None));
+        if let Life::Flow(tcb) = before {
+            self.life = Life::Closed(reason, Some(tcb));
+        }
+        self.early = Early::default();
+    }
+
+    /// Runs what is due. Poll afterwards.
+    pub fn on_deadline(&mut self, now: Instant) {
+        let closed = match &mut self.life {
+            Life::SynSent(syn) => syn.on_deadline(now),
+            Life::SynReceived(syn) => syn.on_deadline(now),
+            Life::Flow(tcb) => tcb.on_deadline(now),
+            Life::TimeWait(wait, _) => wait.expired(now).then_some(CloseReason::Done),
+            Life::Closed(..) => None,
+        };
+        if let Some(reason) = closed {
+            self.end(reason);
+        }
+    }
+
+    /// When [`Stream::on_deadline`] wants to be called.
+    pub fn deadline(&self) -> Option<Instant> {
+        match &self.life {
+            Life::SynSent(syn) => syn.deadline(),
+            Life::SynReceived(syn) => syn.deadline(),
+            Life::Flow(tcb) => tcb.deadline(),
+            Life::TimeWait(wait, _) => Some(wait.deadline()),
+            Life::Closed(..) => None,
+        }
+    }
+
+    /// The next segment to send; call until `None` after every mutation.
+    pub fn poll_transmit(&mut self, now: Instant) -> Option<TxSegment> {
+        let room = OptionRoom::default();
+        match &mut self.life {
+            Life::SynSent(syn) => syn.poll_transmit(now),
+            Life::SynReceived(syn) => {
+                let tx = syn.poll_transmit(now)?;
+                if tx.segment.control == crate::wire::Control::Rst && tx.segment.ack.is_some() {
+                    self.life = Life::Closed(CloseReason::Refused, None);
+                }
+                Some(tx)
+            }
+            Life::Flow(tcb) => {
+                let tx = tcb.poll_transmit(now, room);
+                if tx.is_none() && tcb.state() == State::TimeWait {
+                    self.life = Life::TimeWait(TimeWait::new(tcb, now), None);
+                }
+                tx
+            }
+            Life::TimeWait(_, reply) => {
+                reply.take().map(|segment| super::output::plain(segment, 0))
+            }
+            Life::Closed(_, last) => {
+                let tx = last.as_mut()?.poll_transmit(now, room);
+                if tx.is_none() {
+                    *last = None;
+                }
+                tx
+            }
+        }
+    }
+
+    /// Takes all text that is in order.
+    pub fn recv(&mut self) -> Option<Chain> {
+        let text = self.inbox.take()?;
+        if let Life::Flow(tcb) = &mut self.life {
+            tcb.set_window(self.granted);
+        }
+        Some(text)
+    }
+
+    /// The peer's FIN is here and everything before it was taken.
+    pub fn recv_finished(&self) -> bool {
+        self.fin_received && self.inbox.ready() == 0
+    }
+
+    /// Queues text to send; ignored once closed.
+    pub fn send(&mut self, text: Chain) {
+        match &mut self.life {
+            Life::Flow(tcb) => tcb.push(text, Label::PLAIN),
+            Life::SynSent(_) | Life::SynReceived(_) if !self.early.close => {
+                self.early.text.append(text);
+            }
+            _ => {}
+        }
+    }
+
+    /// Octets that [`Stream::send`] should still be given.
+    pub fn room(&self) -> u32 {
+        let queued = match &self.life {
+            Life::Flow(tcb) if tcb.state().can_send() => tcb.queued(),
+            Life::SynSent(_) | Life::SynReceived(_) if !self.early.close => self.early.text.len(),
+            _ => return 0,
+        };
+        self.cfg.send_buffer.saturating_sub(queued)
+    }
+
+    /// Octets the owner can take now, those waiting in [`Stream::recv`] included. Until the first call it is the
+    /// receive buffer; it holds until the next.
+    pub fn grant(&mut self, octets: u32) {
+        self.granted = octets.min(self.cfg.receive_buffer);
+        let ready = self.inbox.ready();
+        if let Life::Flow(tcb) = &mut self.life {
+            tcb.set_window(self.granted.saturating_sub(ready));
+        }
+    }
+
+    /// Queues a FIN.
+    pub fn close(&mut self) {
+        match &mut self.life {
+            Life::Flow(tcb) => tcb.close(),
+            Life::SynSent(_) | Life::SynReceived(_) => self.early.close = true,
+            _ => {}
+        }
+    }
+
+    /// Gives up with a RST; what was not taken is dropped.
+    pub fn abort(&mut self, why: CloseReason) {
+        match &mut self.life {
+            Life::Flow(tcb) => tcb.abort(why),
+            Life::SynReceived(syn) => {
+                syn.refuse();
+                return;
+            }
+            Life::Closed(..) => return,
+            Life::SynSent(_) | Life::TimeWait(..) => {}
+        }
+        self.inbox.clear();
+        self.end(why);
+    }
+
+    /// Where it is.
+    pub fn phase(&self) -> Phase {
+        match &self.life {
+            Life::SynSent(_) | Life::SynReceived(_) => Phase::Opening,
+            Life::Flow(tcb) => match tcb.state() {
+                State::Established | State::CloseWait => Phase::Open,
+                State::TimeWait => Phase::TimeWait,
+                _ => Phase::Closing,
+            },
+            Life::TimeWait(..) => Phase::TimeWait,
+            Life::Closed(reason, _) => Phase::Closed(*reason),
+        }
+    }
+
+    /// What has to linger, once the flow is in TIME-WAIT and has said everything.
+    pub fn time_wait(&self) -> Option<TimeWait> {
+        match &self.life {
+            Life::TimeWait(wait, None) => Some(wait.clone()),
+            _ => None,
+        }
+    }
+
+    /// The flow while there is one.
+    pub fn tcb(&self) -> Option<&Tcb> {
+        match &self.life {
+            Life::Flow(tcb) => Some(tcb),
+            _ => None,
+        }
+    }
+
+    /// A snapshot.
+    pub fn info(&self) -> TcpInfo {
+        match &self.life {
+            Life::Flow(tcb) => tcb.info(),
+            Life::SynSent(_) => TcpInfo::empty(State::SynSent),
+            Life::SynReceived(_) => TcpInfo::empty(State::SynReceived),
+            Life::TimeWait(..) => TcpInfo::empty(State::TimeWait),
+            Life::Closed(..) => TcpInfo::empty(State::Closed),
+        }
+    }
+
+    /// Panics if it contradicts itself.
+    #[cfg(any(test, fuzzing))]
+    pub fn assert_invariants(&self) {
+        self.inbox.assert_invariants();
+        if let Life::Flow(tcb) = &self.life {
+            tcb.assert_invariants();
+            let fin = u32::from(tcb.fin_received());
+            assert_eq!(tcb.rcv_nxt(), self.inbox.nxt() + fin, "flow and inbox agree");
+        }
+    }
+}

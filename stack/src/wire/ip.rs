@@ -1,0 +1,191 @@
+//! IP headers as TCP needs them: where it begins and ends, between whom, and the pseudo-header (RFC 791, RFC 8200).
+#![forbid(unsafe_code)]
+
+use super::Malformed;
+use super::octets::Octets;
+use crate::checksum;
+use arrayvec::ArrayVec;
+use core::net::IpAddr;
+use smoltcp::wire::{IpProtocol, Ipv4Packet, Ipv6Packet};
+
+pub(super) const PROTOCOL_TCP: u8 = 6;
+const HOP_BY_HOP: u8 = 0;
+const FRAGMENT: u8 = 44;
+const DESTINATION_OPTIONS: u8 = 60;
+const HOP_LIMIT: u8 = 64;
+const IPV4_LEN: usize = 20;
+const IPV6_LEN: usize = 40;
+
+/// What an IP header says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct IpHeader {
+    pub(super) src: IpAddr,
+    pub(super) dst: IpAddr,
+    /// Of the transport, extension headers skipped.
+    pub(super) protocol: u8,
+    /// Octets before the transport header.
+    pub(super) len: usize,
+    /// Octets of the packet; the frame may be longer (padding of the link).
+    pub(super) total_len: usize,
+    /// A part of a packet.
+    pub(super) fragment: bool,
+}
+
+impl IpHeader {
+    /// Parses the header at the start of `octets`, which need not hold more of the packet.
+    pub(super) fn parse(octets: &[u8]) -> Result<IpHeader, Malformed> {
+        match octets.first().map(|b| b >> 4) {
+            None => Err(Malformed::Truncated),
+            Some(4) => parse_v4(octets),
+            Some(6) => parse_v6(octets),
+            Some(_) => Err(Malformed::BadVersion),
+        }
+    }
+
+    /// As [`IpHeader::parse`], for a header that an ICMP error quotes: a router may have changed it without updating the
+    /// checksum.
+    pub(super) fn parse_quoted(octets: &[u8]) -> Option<IpHeader> {
+        if octets.first()? >> 4 == 6 {
+            return parse_v6(octets).ok();
+        }
+        let mut header: ArrayVec<u8, 60> = octets.iter().take(60).copied().collect();
+        let len = usize::from(header.first()? & 0xf) * 4;
+        let covered = header.get_mut(..len)?;
+        covered.get_mut(10..12)?.fill(0);
+        let sum = !checksum::sum(covered);
+        covered.get_mut(10..12)?.copy_from_slice(&sum.to_be_bytes());
+        IpHeader::parse(&header).ok()
+    }
+
+    /// Whether both ends can be hosts.
+    pub(super) fn check_addresses(&self) -> Result<(), Malformed> {
+        let bad = |a: IpAddr| a.is_multicast() || a.is_unspecified() || is_broadcast(a);
+        if bad(self.src) || bad(self.dst) { Err(Malformed::BadAddress) } else { Ok(()) }
+    }
+}
+
+fn is_broadcast(addr: IpAddr) -> bool {
+    matches!(addr, IpAddr::V4(a) if a.is_broadcast())
+}
+
+fn parse_v4(octets: &[u8]) -> Result<IpHeader, Malformed> {
+    if octets.len() < IPV4_LEN {
+        return Err(Malformed::Truncated);
+    }
+    let ip = Ipv4Packet::new_unchecked(octets);
+    let (len, total_len) = (usize::from(ip.header_len()), usize::from(ip.total_len()));
+    if len < IPV4_LEN || total_len < len {
+        return Err(Malformed::BadLength);
+    }
+    let header = octets.get(..len).ok_or(Malformed::Truncated)?;
+    if checksum::sum(header) != 0xffff {
+        return Err(Malformed::BadChecksum);
+    }
+    Ok(IpHeader {
+        src: ip.src_addr().into(),
+        dst: ip.dst_addr().into(),
+        protocol: ip.next_header().into(),
+        len,
+        total_len,
+        fragment: ip.more_frags() || ip.frag_offset() != 0,
+    })
+}
+
+fn parse_v6(octets: &[u8]) -> Result<IpHeader, Malformed> {
+    let (header, extensions) = octets.split_at_checked(IPV6_LEN).ok_or(Malformed::Truncated)?;
+    let ip = Ipv6Packet::new_unchecked(header);
+    let mut r = Octets(extensions);
+    let (mut next, mut fragment) = (u8::from(ip.next_header()), false);
+    loop {
+        // RFC 8200 4: the first octet names the next header; lengths count 8-octet units after the first.
+        let skip = match next {
+            HOP_BY_HOP | DESTINATION_OPTIONS => {
+                let unit: [u8; 8] = r.array().ok_or(Malformed::Truncated)?;
+                next = unit[0];
+                usize::from(unit[1]) * 8
+            }
+            FRAGMENT => {
+                let unit: [u8; 8] = r.array().ok_or(Malformed::Truncated)?;
+                next = unit[0];
+                fragment = true;
+                if u16::from_be_bytes([unit[2], unit[3]]) >> 3 != 0 {
+                    break; // what follows is the middle of something
+                }
+                0
+            }
+            _ => break,
+        };
+        r.take(skip).ok_or(Malformed::Truncated)?;
+    }
+    let len = octets.len() - r.0.len();
+    let total_len = IPV6_LEN + usize::from(ip.payload_len());
+    if total_len < len {
+        return Err(Malformed::BadLength);
+    }
+    let (src, dst) = (ip.src_addr().into(), ip.dst_addr().into());
+    Ok(IpHeader { src, dst, protocol: next, len, total_len, fragment })
+}
+
+/// Folded sum of the pseudo-header of `protocol` (RFC 9293 3.1, RFC 8200 8.1); `len` octets of transport.
+pub(super) fn pseudo_header_sum(src: IpAddr, dst: IpAddr, protocol: u8, len: u32) -> u16 {
+    let addr = |a: IpAddr| match a {
+        IpAddr::V4(a) => checksum::sum(&a.octets()),
+        IpAddr::V6(a) => checksum::sum(&a.octets()),
+    };
+    let rest = u32::from(protocol) + (len >> 16) + (len & 0xffff);
+    checksum::fold(u32::from(addr(src)) + u32::from(addr(dst)) + rest)
+}
+
+/// Appends the header of a packet with `len` octets of `protocol`.
+pub(super) fn write(
+    out: &mut ArrayVec<u8, 120>,
+    src: IpAddr,
+    dst: IpAddr,
+    protocol: u8,
+    len: usize,
+) {
+    match (src, dst) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            let mut buf = [0; IPV4_LEN];
+            let mut ip = Ipv4Packet::new_unchecked(&mut buf[..]);
+            ip.set_version(4);
+            ip.set_header_len(IPV4_LEN as u8);
+            ip.set_total_len((IPV4_LEN + len) as u16);
+            ip.set_dont_frag(true); // RFC 6864 4.1: and so the id means nothing
+            ip.set_hop_limit(HOP_LIMIT);
+            ip.set_next_header(IpProtocol::from(protocol));
+            ip.set_src_addr(src);
+            ip.set_dst_addr(dst);
+            ip.fill_checksum();
+            out.extend(buf);
+        }
+        (src, dst) => {
+            let v6 = |a: IpAddr| match a {
+                IpAddr::V4(a) => a.to_ipv6_mapped(),
+                IpAddr::V6(a) => a,
+            };
+            let mut buf = [0; IPV6_LEN];
+            let mut ip = Ipv6Packet::new_unchecked(&mut buf[..]);
+            ip.set_version(6);
+            ip.set_payload_len(len as u16);
+            ip.set_next_header(IpProtocol::from(protocol));
+            ip.set_hop_limit(HOP_LIMIT);
+            ip.set_src_addr(v6(src));
+            ip.set_dst_addr(v6(dst));
+            out.extend(buf);
+        }
+    }
+}
+
+/// Changes the length that an IP header written by [`write`] gives, for `tcp_len` octets of TCP.
+pub(super) fn set_tcp_len(header: &mut [u8], tcp_len: usize) {
+    if header.first().is_some_and(|b| b >> 4 == 4) {
+        let mut ip = Ipv4Packet::new_unchecked(header);
+        let (old, new) = (ip.total_len(), (IPV4_LEN + tcp_len) as u16);
+        let field = checksum::update(ip.checksum(), old, new);
+        ip.set_total_len(new);
+        ip.set_checksum(field);
+    } else {
+        Ipv6Packet::new_unchecked(header).set_payload_len(tcp_len as u16);
+    }
+}
