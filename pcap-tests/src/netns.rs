@@ -274,6 +274,11 @@ impl Process {
     /// Asks it to end (SIGTERM), kills it if it has not within `patience`.
     pub fn terminate(&mut self, patience: Duration) -> io::Result<ExitStatus> {
         self.signal(Signal::SIGTERM)?;
+        self.await_exit(patience)
+    }
+
+    /// Waits until it ends by itself, kills it if it has not within `patience`.
+    pub fn await_exit(&mut self, patience: Duration) -> io::Result<ExitStatus> {
         let deadline = Instant::now() + patience;
         loop {
             if let Some(status) = self.child.try_wait()? {
