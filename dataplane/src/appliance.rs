@@ -7,8 +7,8 @@ use crate::config::value::show;
 use crate::control::server::{ControlError, ControlServer, Source};
 use crate::control::{MAX_ROWS, Page, PortRow, Reply, Request, RuleRow, Show, connection_row};
 use crate::metrics::{self, Counted, Metrics};
-use crate::port::{Capabilities, Device, PortStats};
-use crate::run::{Engine, SetupError, Worker, WorkerLink, start};
+use crate::port::{Device, PortStats};
+use crate::run::{Engine, PortInfo, SetupError, WorkerLink, start};
 use stack::buf::Pool;
 use stack::mcp::{Action, Bridge, ConnectionInfo, McpConfig, SourceMode};
 use stack::rng::Rng;
@@ -235,9 +235,10 @@ impl Source for Answers {
                     Reply::Connections(Page { rows, next })
                 })
             }
-            Show::Ports => self.link.ask(|worker| ports(worker)).map(|ports| {
-                Reply::Ports(ports.into_iter().map(|(n, c, s)| self.port_row(n, c, s)).collect())
-            }),
+            Show::Ports => {
+                let infos = self.link.ask(|worker| worker.port_infos().collect::<Vec<_>>());
+                infos.map(|infos| Reply::Ports(infos.into_iter().map(port_row).collect()))
+            }
             Show::Counters => self.link.ask(|worker| metrics::collect(worker)).map(Reply::Counters),
             Show::Rules => Some(Reply::Rules(rules(&self.config.mcp))),
         };
@@ -245,42 +246,22 @@ impl Source for Answers {
     }
 }
 
-fn ports(worker: &Worker<Bridges>) -> Vec<(String, Capabilities, PortStats)> {
-    worker
-        .port_capabilities()
-        .zip(worker.port_stats())
-        .map(|((name, capabilities), (_, stats))| (name.to_owned(), capabilities, stats))
-        .collect()
-}
-
-impl Answers {
-    fn port_row(&self, name: String, can: Capabilities, stats: PortStats) -> PortRow {
-        let of = |port: &&toml::Spanned<crate::config::schema::Port>| {
-            *port.get_ref().name.get_ref() == name
-        };
-        let port = self.config.file.ports.iter().find(of).map(|port| port.get_ref());
-        let features = [
-            ("tso", can.segmentation),
-            ("tx-checksum", can.checksum_offload),
-            ("gro", can.super_frames_in),
-            ("zero-copy", can.zero_copy),
-        ];
-        PortRow {
-            device: port.map(|p| p.device.get_ref().clone()).unwrap_or_default(),
-            io: port.map_or("", |p| io_name(p.io)).to_owned(),
-            name,
-            mtu: can.mtu,
-            features: features.iter().filter(|f| f.1).map(|f| f.0.to_owned()).collect(),
-            counters: port_counters(&stats),
-        }
-    }
-}
-
-fn io_name(io: PortIo) -> &'static str {
-    match io {
-        PortIo::AfXdp => "af-xdp",
-        PortIo::AfPacket => "af-packet",
-        PortIo::Pnet => "pnet",
+fn port_row(info: PortInfo) -> PortRow {
+    let can = info.capabilities;
+    let features = [
+        ("tso", can.segmentation),
+        ("tx-checksum", can.checksum_offload),
+        ("gro", can.super_frames_in),
+        ("zero-copy", can.zero_copy),
+    ];
+    PortRow {
+        name: info.name,
+        device: info.device,
+        io: info.io.as_str().to_owned(),
+        why: info.why,
+        mtu: can.mtu,
+        features: features.iter().filter(|f| f.1).map(|f| f.0.to_owned()).collect(),
+        counters: port_counters(&info.stats),
     }
 }
 

@@ -135,6 +135,9 @@ pub struct PortRow {
     pub device: String,
     /// How it is driven.
     pub io: String,
+    /// Why so.
+    #[serde(default)]
+    pub why: String,
     /// Octets of the largest IP packet.
     pub mtu: u32,
     /// What the device does by itself, such as `tso` and `zero-copy`.

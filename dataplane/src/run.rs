@@ -1,6 +1,7 @@
 //! The run loop of one worker: one thread, one shard, its ports. The only place that reads a clock.
 #![forbid(unsafe_code)]
 
+mod choose;
 mod engine;
 mod link;
 mod open;
@@ -43,6 +44,17 @@ pub enum Io {
     Pnet,
 }
 
+impl Io {
+    /// The word in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Io::AfXdp => "af-xdp",
+            Io::AfPacket => "af-packet",
+            Io::Pnet => "pnet",
+        }
+    }
+}
+
 /// One port of a worker.
 #[derive(Clone, Debug)]
 pub struct PortConfig {
@@ -50,8 +62,8 @@ pub struct PortConfig {
     pub name: String,
     /// The network device.
     pub device: String,
-    /// How to drive it.
-    pub io: Io,
+    /// How to drive it; `None`: by whatever suits the device best.
+    pub io: Option<Io>,
     /// AF_XDP queues to bind; empty: all.
     pub queues: Vec<u32>,
     /// Addresses that Plait owns there, with the length of their network's prefix.
@@ -134,8 +146,28 @@ pub struct WorkerStats {
 /// Runs on the worker's own thread, between two turns of its loop.
 pub type Command<E> = Box<dyn FnOnce(&mut Worker<E>) + Send>;
 
+/// A port as an operator sees it.
+#[derive(Clone, Debug)]
+pub struct PortInfo {
+    /// Its name.
+    pub name: String,
+    /// Its device.
+    pub device: String,
+    /// How it is driven.
+    pub io: Io,
+    /// Why so.
+    pub why: String,
+    /// What it does by itself.
+    pub capabilities: Capabilities,
+    /// Its counters.
+    pub stats: PortStats,
+}
+
 struct PortSlot {
     name: String,
+    device: String,
+    io: Io,
+    why: String,
     port: Box<dyn Port>,
     capabilities: Capabilities,
     mac: [u8; 6],
@@ -180,9 +212,16 @@ impl<E: Engine> Worker<E> {
         self.ports.iter().map(|slot| (slot.name.as_str(), slot.port.stats()))
     }
 
-    /// What every port does by itself, by name.
-    pub fn port_capabilities(&self) -> impl Iterator<Item = (&str, Capabilities)> {
-        self.ports.iter().map(|slot| (slot.name.as_str(), slot.capabilities))
+    /// What every port is and has done.
+    pub fn port_infos(&self) -> impl Iterator<Item = PortInfo> {
+        self.ports.iter().map(|slot| PortInfo {
+            name: slot.name.clone(),
+            device: slot.device.clone(),
+            io: slot.io,
+            why: slot.why.clone(),
+            capabilities: slot.capabilities,
+            stats: slot.port.stats(),
+        })
     }
 
     /// The worker's frames.

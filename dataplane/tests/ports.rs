@@ -5,7 +5,8 @@ use pcap_tests::netlink;
 use pcap_tests::netns::Namespace;
 use plait_dataplane::port::raw_socket::RawSocket;
 use plait_dataplane::port::{
-    AfPacketPort, AfXdpPort, KernelPath, PnetPort, Port, RxFrame, TxBody, TxFrame, Umem, ZeroCopy,
+    AfPacketPort, AfXdpPort, Attach, KernelPath, PnetPort, Port, RxFrame, TxBody, TxFrame, Umem,
+    ZeroCopy,
 };
 use plait_dataplane::steer::{SteerRule, Steering};
 use stack::buf::{Chain, Pool};
@@ -321,7 +322,7 @@ fn what_af_packet_takes_is_hidden_from_the_kernel_as_long_as_the_port_is_open() 
 
 fn xdp(pool: &Pool, steering: &Steering) -> AfXdpPort {
     let umem = Umem::new(pool.clone(), ZeroCopy::IfPossible).unwrap();
-    AfXdpPort::open("v0", steering, &[], &umem).unwrap()
+    AfXdpPort::open("v0", steering, &[], Attach::Any, &umem).unwrap()
 }
 
 #[test]
@@ -385,10 +386,11 @@ fn af_xdp_binds_all_queues_of_a_device() {
         assert!(sh(&net.ours, &add));
         let pool = Pool::new(4096, 2048);
         let umem = Umem::new(pool.clone(), ZeroCopy::Never).unwrap();
-        let port = AfXdpPort::open("q0", &owned(), &[], &umem).unwrap();
+        let port = AfXdpPort::open("q0", &owned(), &[], Attach::Any, &umem).unwrap();
         assert_eq!(port.queues().collect::<Vec<_>>(), [0, 1]);
         assert_eq!(port.fds().len(), 2);
-        let taken = AfXdpPort::open("q0", &owned(), &[1], &umem).unwrap_err().to_string();
+        let taken =
+            AfXdpPort::open("q0", &owned(), &[1], Attach::Any, &umem).unwrap_err().to_string();
         assert!(taken.starts_with("q0: "), "{taken}");
     });
 }
@@ -412,8 +414,8 @@ fn a_frame_received_on_one_af_xdp_port_leaves_by_another_without_a_copy() {
     net.ours.run(|| {
         let pool = Pool::new(4096, 4096);
         let umem = Umem::new(pool.clone(), ZeroCopy::IfPossible).unwrap();
-        let mut a = AfXdpPort::open("v0", &owned(), &[], &umem).unwrap();
-        let mut b = AfXdpPort::open("w0", &Steering::default(), &[0], &umem).unwrap();
+        let mut a = AfXdpPort::open("v0", &owned(), &[], Attach::Any, &umem).unwrap();
+        let mut b = AfXdpPort::open("w0", &Steering::default(), &[0], Attach::Any, &umem).unwrap();
         assert_eq!(b.queues().collect::<Vec<_>>(), [0]);
         let far = net.peer.run(|| RawSocket::open("w1")).unwrap();
         let mac = a.mac().map(|b| format!("{b:02x}")).join(":");

@@ -3,7 +3,7 @@
 
 use pcap_tests::netlink;
 use pcap_tests::netns::Namespace;
-use plait_dataplane::run::{Engine, Io, PortConfig, Running, WorkerConfig, start};
+use plait_dataplane::run::{Engine, Io, PortConfig, PortInfo, Running, WorkerConfig, start};
 use plait_dataplane::steer::{SteerRule, Steering};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use stack::time::{Duration, Instant};
@@ -88,7 +88,7 @@ fn config(io: Io, rules: Vec<SteerRule>) -> WorkerConfig {
         ports: vec![PortConfig {
             name: "lan".into(),
             device: "v0".into(),
-            io,
+            io: Some(io),
             queues: vec![],
             owned: vec![
                 Prefix { addr: ip("10.7.0.1"), len: 24 },
@@ -160,6 +160,57 @@ fn owned_addresses_resolve_and_answer_echo_on_every_kind_of_port() {
         net.peer.run(|| netlink::set_up("v1", true)).unwrap();
         net.peer.run(|| netlink::add_address("v1", ip("fd00::2"), 64)).ok();
     }
+}
+
+fn info(running: &Running<Nobody>) -> PortInfo {
+    running.link.ask(|worker| worker.port_infos().next()).flatten().unwrap()
+}
+
+#[test]
+fn what_suits_a_device_best_drives_it_and_says_why() {
+    let Some(net) = net() else { return };
+    let open = |device: &str, io| {
+        let mut config = WorkerConfig { tun: None, ..config(Io::AfPacket, vec![]) };
+        (config.ports[0].device, config.ports[0].io) = (device.into(), io);
+        net.ours.run(|| start("worker", config, |_| Nobody::default()))
+    };
+    let veth = open("v0", None).unwrap();
+    let chosen = info(&veth);
+    assert_eq!((chosen.io, chosen.capabilities.segmentation), (Io::AfPacket, true));
+    assert!(chosen.why.contains("virtual device"), "{}", chosen.why);
+    assert!(pings(&net, "10.7.0.1"));
+    end(veth);
+
+    let mut command = Command::new("ip");
+    command.args(["link", "add", "i0", "up", "type", "ifb"]);
+    assert!(net.ours.output(command).unwrap().status.success());
+    let ifb = open("i0", None).unwrap();
+    assert_eq!(info(&ifb).io, Io::AfPacket);
+    assert_eq!(info(&ifb).why, "the driver ifb has no XDP of its own");
+    assert_eq!(ifb.warnings, [""; 0], "nothing is wrong with that");
+    end(ifb);
+
+    let first = open("i0", Some(Io::AfXdp)).unwrap();
+    assert_eq!(info(&first).io, Io::AfXdp);
+    let second = open("i0", None).unwrap();
+    assert_eq!(info(&second).io, Io::AfPacket);
+    assert!(second.warnings[0].contains("stop the other program"), "{:?}", second.warnings);
+    end(second);
+    end(first);
+}
+
+#[test]
+fn an_io_that_cannot_be_had_is_refused_with_what_to_do() {
+    let Some(net) = net() else { return };
+    let first = begin(&net, Io::AfXdp, vec![]);
+    let config = config(Io::AfXdp, vec![]);
+    let second = net.ours.run(|| start("worker", config, |_| Nobody::default()));
+    let Err(error) = second else { panic!("two programs drive one queue") };
+    let error = error.to_string();
+    assert!(error.starts_with("port lan: io = \"af-xdp\": v0: "), "{error}");
+    assert!(error.contains("stop the other program"), "{error}");
+    assert!(pings(&net, "10.7.0.1"), "the first one goes on");
+    end(first);
 }
 
 #[test]

@@ -225,9 +225,12 @@ fn subflows_table(rows: &[ConnectionRow]) -> String {
 fn ports_table(rows: &[PortRow]) -> String {
     let counters =
         ["rx_frames", "rx_octets", "rx_dropped", "tx_frames", "tx_octets", "tx_dropped", "tx_full"];
-    let head: Vec<&str> =
-        ["Port", "Device", "Io", "mtu"].into_iter().chain(counters).chain(["features"]).collect();
-    let right: Vec<bool> = (0..head.len()).map(|i| (3..head.len() - 1).contains(&i)).collect();
+    let head: Vec<&str> = ["Port", "Device", "Io", "mtu"]
+        .into_iter()
+        .chain(counters)
+        .chain(["features", "why"])
+        .collect();
+    let right: Vec<bool> = (0..head.len()).map(|i| (3..head.len() - 2).contains(&i)).collect();
     let lines: Vec<Vec<String>> = rows
         .iter()
         .map(|row| {
@@ -235,7 +238,7 @@ fn ports_table(rows: &[PortRow]) -> String {
             let mut line =
                 vec![row.name.clone(), row.device.clone(), row.io.clone(), row.mtu.to_string()];
             line.extend(counters.into_iter().map(count));
-            line.push(row.features.join(","));
+            line.extend([row.features.join(","), row.why.clone()]);
             line
         })
         .collect();
@@ -322,6 +325,7 @@ mod tests {
             name: "wan1".to_owned(),
             device: "eth1".to_owned(),
             io: "af-xdp".to_owned(),
+            why: "XDP in the driver, zero copy".to_owned(),
             mtu: 1500,
             features: vec!["tso".to_owned(), "zero-copy".to_owned()],
             counters: BTreeMap::from([("rx_frames".to_owned(), 12), ("tx_octets".to_owned(), 9)]),

@@ -158,8 +158,10 @@ pub struct Port {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PortIo {
-    /// AF_XDP sockets.
+    /// Whatever suits the device best.
     #[default]
+    Auto,
+    /// AF_XDP sockets.
     AfXdp,
     /// An AF_PACKET socket with virtio-net headers.
     AfPacket,

@@ -2,6 +2,7 @@
 
 use super::schema::File;
 use super::*;
+use crate::run::Io;
 use crate::steer::SteerRule;
 use stack::mcp::{Action, Service, SourceMode};
 
@@ -25,6 +26,7 @@ mtu = 1400
 [[port]]
 name = "wan2"
 device = "wan2"
+io = "af-xdp"
 addresses = ["10.0.2.1/24", "2001:db8:2::1/64"]
 
 [[route]]
@@ -184,6 +186,13 @@ fn a_file_survives_writing_and_reading() {
         let written = toml::to_string(&file).unwrap();
         assert_eq!(toml::from_str::<File>(&written).unwrap(), file, "{written}");
     }
+}
+
+#[test]
+fn a_port_without_io_is_driven_by_what_suits_it() {
+    let io: Vec<_> = parse(UMCP).worker.ports.iter().map(|port| port.io).collect();
+    assert_eq!(io, [Some(Io::AfPacket), None, Some(Io::AfXdp)]);
+    assert_eq!(parse(&UMCP.replace("\"af-packet\"", "\"auto\"")).worker.ports[0].io, None);
 }
 
 #[test]

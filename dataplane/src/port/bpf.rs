@@ -13,6 +13,7 @@ const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_MAP_TYPE_XSKMAP: u32 = 17;
 const BPF_F_XDP_HAS_FRAGS: u32 = 1 << 5;
 const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
+const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 
 /// Where a program runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,6 +35,31 @@ impl ProgramKind {
             ProgramKind::TcxIngress => (3, 46),
         }
     }
+}
+
+/// Which of the two places an XDP program may run in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Attach {
+    /// In the driver, or behind it where the driver cannot.
+    Any,
+    /// In the driver.
+    NativeOnly,
+    /// Behind the driver.
+    GenericOnly,
+}
+
+/// Where an XDP program runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum XdpMode {
+    /// In the driver, before the kernel makes a packet of the frame.
+    Native,
+    /// Behind the driver, on the kernel's packets.
+    Generic,
+}
+
+/// Whether somebody else has an XDP program there.
+fn is_taken(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST))
 }
 
 /// Why the kernel did not take a program.
@@ -225,18 +251,27 @@ impl Program {
         Ok(Program { fd, kind })
     }
 
-    /// Attaches to a device until the returned descriptor closes. XDP falls back to the generic mode where the driver
-    /// has no other.
+    /// Attaches to a device until the returned descriptor closes.
     ///
     /// # Errors
-    /// Those of `bpf(2)`; EBUSY where another XDP program is attached, EINVAL on kernels without TCX (before 6.6).
+    /// Those of `bpf(2)`; EINVAL on kernels without TCX (before 6.6).
     pub fn attach(&self, index: u32) -> io::Result<OwnedFd> {
-        let native = self.try_attach(index, 0);
-        match native {
-            Err(e) if self.kind == ProgramKind::Xdp && e.raw_os_error() != Some(libc::EBUSY) => {
-                self.try_attach(index, XDP_FLAGS_SKB_MODE).map_err(|_| e)
-            }
-            other => other,
+        self.try_attach(index, 0)
+    }
+
+    /// Attaches an XDP program to a device until the returned descriptor closes.
+    ///
+    /// # Errors
+    /// Those of `bpf(2)` in the driver's own mode; EBUSY where another XDP program is attached.
+    pub fn attach_xdp(&self, index: u32, attach: Attach) -> io::Result<(OwnedFd, XdpMode)> {
+        let generic = || Ok((self.try_attach(index, XDP_FLAGS_SKB_MODE)?, XdpMode::Generic));
+        if attach == Attach::GenericOnly {
+            return generic();
+        }
+        match self.try_attach(index, XDP_FLAGS_DRV_MODE) {
+            Ok(link) => Ok((link, XdpMode::Native)),
+            Err(e) if attach == Attach::NativeOnly || is_taken(&e) => Err(e),
+            Err(e) => generic().map_err(|_: io::Error| e),
         }
     }
 

@@ -17,7 +17,7 @@ mod tun;
 
 pub use af_packet::AfPacketPort;
 pub use af_xdp::{AfXdpPort, Umem, ZeroCopy};
-pub use bpf::{LoadError, Program, ProgramKind, XskMap};
+pub use bpf::{Attach, LoadError, Program, ProgramKind, XdpMode, XskMap};
 pub use memory::MemoryPort;
 pub use pcap::PcapPort;
 pub use pnet::PnetPort;
@@ -178,6 +178,15 @@ pub enum PortError {
         /// Why.
         #[source]
         error: LoadError,
+    },
+    /// The device's driver runs no XDP programs.
+    #[error("{device}: the driver has no XDP of its own: {error}")]
+    NoNativeXdp {
+        /// The device.
+        device: String,
+        /// What the kernel said.
+        #[source]
+        error: std::io::Error,
     },
     /// The steering rules do not fit in a program.
     #[error("{device}: {error}")]

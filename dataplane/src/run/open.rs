@@ -1,12 +1,10 @@
 //! Opening what a worker needs, from its configuration.
 #![forbid(unsafe_code)]
 
+use super::choose::{Opened, choose, umem};
 use super::{Command, Engine, Io, PortConfig, PortSlot, Worker, WorkerConfig, WorkerStats};
 use crate::neighbor::{Identity, Neighbors};
-use crate::port::{
-    AfPacketPort, AfXdpPort, Device, KernelPath, PnetPort, Port, PortError, Umem, Waker, ZeroCopy,
-    kernel_addresses,
-};
+use crate::port::{Device, KernelPath, PortError, Umem, Waker, kernel_addresses};
 use crate::route::{Route, Routes};
 use crate::steer::{SteerRule, Steering};
 use crossbeam::channel::Receiver;
@@ -24,6 +22,19 @@ pub enum SetupError {
     /// A port cannot be opened.
     #[error(transparent)]
     Port(#[from] PortError),
+    /// A port cannot be driven as configured.
+    #[error("port {port}: io = \"{}\": {error}; {help}", io.as_str())]
+    Refused {
+        /// Its name.
+        port: String,
+        /// How it was to be driven.
+        io: Io,
+        /// Why it cannot be.
+        #[source]
+        error: PortError,
+        /// What to do.
+        help: &'static str,
+    },
     /// Something that is no port failed.
     #[error("{step}: {error}")]
     System {
@@ -57,7 +68,7 @@ impl<E: Engine> Worker<E> {
             step: "listing the kernel's addresses",
             error,
         })?;
-        let umem = umem(&config, &pool)?;
+        let umem = umem(&config, &pool);
         let mut warnings = Vec::new();
         let mut ports = Vec::new();
         let mut identities = Vec::new();
@@ -98,18 +109,6 @@ impl<E: Engine> Worker<E> {
             sending: Vec::new(),
         })
     }
-}
-
-/// The pool as a UMEM, where a port needs one. Zero copy only where every device is likely to have it: the sockets that
-/// share a UMEM are all bound as the first one was.
-fn umem(config: &WorkerConfig, pool: &Pool) -> Result<Option<Rc<Umem>>, SetupError> {
-    let mut devices = config.ports.iter().filter(|port| port.io == Io::AfXdp).peekable();
-    if devices.peek().is_none() {
-        return Ok(None);
-    }
-    let copy = devices.any(|port| Device::query(&port.device).is_ok_and(|d| d.is_virtual()));
-    let zero_copy = if copy { ZeroCopy::Never } else { ZeroCopy::IfPossible };
-    Ok(Some(Umem::new(pool.clone(), zero_copy)?))
 }
 
 /// The address that a port asks its IPv6 neighbours from, where it owns no other: solicitations need one whose answers
@@ -156,26 +155,14 @@ fn open_port(
     warnings: &mut Vec<String>,
 ) -> Result<PortSlot, SetupError> {
     let steering = steering(config, owned, kernel);
-    let port: Box<dyn Port> = match (config.io, umem) {
-        (Io::AfXdp, Some(umem)) => {
-            Box::new(AfXdpPort::open(&config.device, &steering, &config.queues, umem)?)
-        }
-        (Io::Pnet, _) => {
-            warnings.push(format!(
-                "{}: pnet does not hide frames from the kernel; set net.ipv4.ip_forward=0",
-                config.device
-            ));
-            Box::new(PnetPort::open(&config.device, steering.clone())?)
-        }
-        (Io::AfPacket | Io::AfXdp, _) => {
-            let port = AfPacketPort::open(&config.device, &steering)?;
-            warnings.extend(port.warnings().iter().cloned());
-            Box::new(port)
-        }
-    };
+    let Opened { port, io, why, warnings: new } = choose(config, &steering, umem)?;
+    warnings.extend(new);
     let capabilities = port.capabilities();
     Ok(PortSlot {
         name: config.name.clone(),
+        device: config.device.clone(),
+        io,
+        why,
         mac: port.mac(),
         port,
         capabilities,

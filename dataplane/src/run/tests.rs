@@ -46,6 +46,9 @@ fn worker(intercepts: bool) -> (Worker<Script>, MemoryPort) {
     let network = Prefix { addr: ip("10.0.0.1"), len: 24 };
     let slot = PortSlot {
         name: "lan".into(),
+        device: "memory".into(),
+        io: Io::Pnet,
+        why: String::new(),
         capabilities: near.capabilities(),
         port: Box::new(near),
         mac: OURS,

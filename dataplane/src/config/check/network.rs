@@ -119,9 +119,10 @@ impl Check {
             name: port.name.get_ref().clone(),
             device: port.device.get_ref().clone(),
             io: match port.io {
-                PortIo::AfXdp => Io::AfXdp,
-                PortIo::AfPacket => Io::AfPacket,
-                PortIo::Pnet => Io::Pnet,
+                PortIo::Auto => None,
+                PortIo::AfXdp => Some(Io::AfXdp),
+                PortIo::AfPacket => Some(Io::AfPacket),
+                PortIo::Pnet => Some(Io::Pnet),
             },
             queues: self.queues(key, port),
             owned: Vec::new(),
@@ -151,10 +152,11 @@ impl Check {
 
     fn queues(&mut self, key: &str, port: &schema::Port) -> Vec<u32> {
         let key = format!("{key}.queues");
-        if let (Some(first), false) = (port.queues.first(), port.io == PortIo::AfXdp) {
+        let may_be_xdp = matches!(port.io, PortIo::Auto | PortIo::AfXdp);
+        if let (Some(first), false) = (port.queues.first(), may_be_xdp) {
             let fault = Fault::new(
                 "queues are given for a port that is not AF_XDP",
-                "queues only with io = \"af-xdp\"",
+                "queues only with io = \"af-xdp\" or \"auto\"",
                 "remove the line",
             );
             self.error(first.span(), key.clone(), fault);
@@ -288,7 +290,7 @@ impl Check {
             let fault = Fault::new(
                 format!("{} octets per frame with an AF_XDP port", text.get_ref()),
                 "2048 or 4096",
-                "write 4096, or drive every port by af-packet",
+                "write 4096, or drive every port by af-packet or auto",
             );
             self.error(text.span(), key, fault);
         }

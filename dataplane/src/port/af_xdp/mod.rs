@@ -10,8 +10,8 @@ use self::socket::{Anchor, Held, Queue, StepError};
 use super::af_packet::raw_socket;
 use super::ethernet::finished_header;
 use super::{
-    BURST, Capabilities, Device, Medium, Port, PortError, PortStats, Program, RxFrame, TxBody,
-    TxFrame, XskMap,
+    Attach, BURST, Capabilities, Device, Medium, Port, PortError, PortStats, Program, RxFrame,
+    TxBody, TxFrame, XdpMode, XskMap,
 };
 use crate::steer::{Flavour, Steering, compile};
 use arrayvec::ArrayVec;
@@ -19,7 +19,7 @@ use stack::buf::{Chain, Frame, Payload, Pool};
 use stack::wire::RxChecksum;
 use std::cell::{Cell, RefCell};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 /// Most frames that one packet spans.
 const MAX_PARTS: usize = 17;
@@ -38,8 +38,9 @@ pub enum ZeroCopy {
 pub struct Umem {
     pool: Pool,
     zero_copy: ZeroCopy,
-    /// The socket that registered it: others refer to it, so it stays open as long as this does.
-    first: RefCell<Option<Rc<Anchor>>>,
+    /// The sockets bound over it. A new one shares the registration of any of them; where none is bound (any more), the
+    /// pool is registered again.
+    anchors: RefCell<Vec<Weak<Anchor>>>,
     sg: Cell<bool>,
 }
 
@@ -55,7 +56,7 @@ impl Umem {
                 why: format!("frames must be 2048 or 4096 octets, not {}", pool.chunk_size()),
             });
         }
-        Ok(Rc::new(Umem { pool, zero_copy, first: RefCell::new(None), sg: Cell::new(false) }))
+        Ok(Rc::new(Umem { pool, zero_copy, anchors: RefCell::default(), sg: Cell::new(false) }))
     }
 }
 
@@ -64,6 +65,7 @@ impl Umem {
 pub struct AfXdpPort {
     /// The program's link: gone first, so that frames pass to the kernel before the sockets close.
     _link: OwnedFd,
+    mode: XdpMode,
     _map: XskMap,
     /// Makes the device receive neighbour solicitations.
     _multicast: OwnedFd,
@@ -94,6 +96,7 @@ impl AfXdpPort {
         device: &str,
         steering: &Steering,
         queues: &[u32],
+        attach: Attach,
         umem: &Rc<Umem>,
     ) -> Result<AfXdpPort, PortError> {
         let name = device.to_owned();
@@ -104,8 +107,18 @@ impl AfXdpPort {
         let numbers: Vec<u32> =
             if queues.is_empty() { (0..device.queues).collect() } else { queues.to_vec() };
         let size = numbers.iter().max().map_or(1, |n| n + 1);
-        let map = XskMap::new(size).map_err(|e| {
-            failed(("creating an XSKMAP (not permitted here? use io = \"af-packet\")", e))
+        let map = XskMap::new(size).map_err(|e| failed(("creating an XSKMAP", e)))?;
+        let flavour = Flavour::xdp(map.fd());
+        let insns = compile(steering, flavour)
+            .map_err(|error| PortError::TooLong { device: name.clone(), error })?;
+        let program = Program::load(flavour.kind, &insns)
+            .map_err(|error| PortError::Program { device: name.clone(), error })?;
+        // Before the sockets: a device that refuses it is left as it was. What it takes passes until they are there.
+        let (link, mode) = program.attach_xdp(device.index, attach).map_err(|error| match error
+            .raw_os_error()
+        {
+            Some(libc::EOPNOTSUPP) => PortError::NoNativeXdp { device: name.clone(), error },
+            _ => failed(("attaching the XDP program", error)),
         })?;
         let mut queues = Vec::new();
         for number in numbers {
@@ -113,20 +126,13 @@ impl AfXdpPort {
             map.insert(number, &queue.anchor.fd).map_err(|e| failed(("filling the XSKMAP", e)))?;
             queues.push(queue);
         }
-        let flavour = Flavour::xdp(map.fd());
-        let insns = compile(steering, flavour)
-            .map_err(|error| PortError::TooLong { device: name.clone(), error })?;
-        let program = Program::load(flavour.kind, &insns)
-            .map_err(|error| PortError::Program { device: name.clone(), error })?;
-        let link = program
-            .attach(device.index)
-            .map_err(|e| failed(("attaching the XDP program (is another one there?)", e)))?;
         let checksum =
             if device.is_virtual() { RxChecksum::MaybePartial } else { RxChecksum::Unknown };
         let multicast = raw_socket(&device).map_err(|e| failed(("listening to multicast", e)))?;
         Ok(AfXdpPort {
             _multicast: multicast,
             _link: link,
+            mode,
             _map: map,
             fds: queues.iter().map(|q| q.anchor.fd.as_raw_fd()).collect(),
             partial: queues.iter().map(|_| Chain::new()).collect(),
@@ -136,6 +142,11 @@ impl AfXdpPort {
             checksum,
             stats: PortStats::default(),
         })
+    }
+
+    /// Where its program runs.
+    pub fn mode(&self) -> XdpMode {
+        self.mode
     }
 
     /// The queues it drives.

@@ -7,7 +7,7 @@ use stack::buf::{Frame, HeadroomClaim};
 use std::io;
 use std::mem::zeroed;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 /// Entries per ring. 512 overflowed under TCP bursts from a kernel sender, 2048 did not.
@@ -57,11 +57,9 @@ impl Queue {
         let fd =
             socket(libc::AF_XDP, libc::SOCK_RAW, 0).map_err(|e| ("opening an AF_XDP socket", e))?;
         let chunk = umem.pool.chunk_size() as u64;
-        let first = umem.first.borrow().clone();
-        if first.is_none() {
-            register(umem, &fd).map_err(|e| {
-                ("registering the frames as UMEM (is locked memory, ulimit -l, short?)", e)
-            })?;
+        let others = umem.anchors.borrow().iter().find_map(Weak::upgrade);
+        if others.is_none() {
+            register(umem, &fd).map_err(|e| ("registering the frames as UMEM", e))?;
         }
         let (rx, tx, mut fill, completion) = rings(&fd).map_err(|e| ("making rings", e))?;
         let held = (0..umem.pool.capacity()).map(|_| None).collect();
@@ -69,12 +67,15 @@ impl Queue {
         let fill_level = RING.min(umem.pool.capacity() / 8).max(1);
         refill(umem, &anchor, &mut fill, fill_level, chunk);
         let _ = set_option(&anchor.fd, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &TX_BUDGET);
-        let sg = bind_queue(umem, &anchor.fd, first.as_deref(), index, number)
+        let sg = bind_queue(umem, &anchor.fd, others.as_deref(), index, number)
             .map_err(|e| ("binding the AF_XDP socket", e))?;
         let options = libc::xdp_options { flags: 0 };
         let options = read_option(&anchor.fd, libc::SOL_XDP, libc::XDP_OPTIONS, options);
         let zero_copy = options.is_ok_and(|o| o.flags & libc::XDP_OPTIONS_ZEROCOPY != 0);
-        umem.first.borrow_mut().get_or_insert_with(|| anchor.clone());
+        let mut anchors = umem.anchors.borrow_mut();
+        anchors.retain(|other| other.strong_count() > 0);
+        anchors.push(Rc::downgrade(&anchor));
+        drop(anchors);
         Ok(Queue { anchor, number, rx, tx, fill, completion, fill_level, chunk, sg, zero_copy })
     }
 

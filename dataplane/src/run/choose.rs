@@ -1,0 +1,172 @@
+//! Which kind of port drives a device, and why.
+#![forbid(unsafe_code)]
+
+use super::{Io, PortConfig, SetupError, WorkerConfig};
+use crate::port::{
+    AfPacketPort, AfXdpPort, Attach, Device, PnetPort, Port, PortError, Umem, XdpMode, ZeroCopy,
+};
+use crate::steer::Steering;
+use stack::buf::Pool;
+use std::rc::Rc;
+
+/// A port that was opened.
+pub(super) struct Opened {
+    pub port: Box<dyn Port>,
+    /// What it is.
+    pub io: Io,
+    /// Why this.
+    pub why: String,
+    /// What could not be set up, and what to do about it.
+    pub warnings: Vec<String>,
+}
+
+/// The pool as a UMEM, where a port may need one. Zero copy only where every device is likely to have it: the sockets
+/// that share a UMEM are all bound as the first one was.
+pub(super) fn umem(config: &WorkerConfig, pool: &Pool) -> Option<Rc<Umem>> {
+    let asked = || config.ports.iter().filter(|port| port.io == Some(Io::AfXdp));
+    if asked().next().is_none() && !config.ports.iter().any(|port| port.io.is_none()) {
+        return None;
+    }
+    let copy = asked().any(|port| Device::query(&port.device).is_ok_and(|d| d.is_virtual()));
+    let zero_copy = if copy { ZeroCopy::Never } else { ZeroCopy::IfPossible };
+    Umem::new(pool.clone(), zero_copy).ok()
+}
+
+/// Opens a port as configured, or as suits its device best.
+pub(super) fn choose(
+    config: &PortConfig,
+    steering: &Steering,
+    umem: Option<&Rc<Umem>>,
+) -> Result<Opened, SetupError> {
+    match config.io {
+        None => best(config, steering, umem),
+        Some(io) => open(config, io, Attach::Any, steering, umem).map_err(|error| match error {
+            error @ PortError::Device { .. } => error.into(),
+            error => {
+                let help = help(io, &error);
+                SetupError::Refused { port: config.name.clone(), io, error, help }
+            }
+        }),
+    }
+}
+
+/// A virtual device carries super-segments, which AF_XDP would cut into MTU-sized frames; a NIC whose driver runs XDP
+/// itself saves the kernel's whole way; any other NIC is better off with GRO and TSO than with XDP behind the driver.
+fn best(
+    config: &PortConfig,
+    steering: &Steering,
+    umem: Option<&Rc<Umem>>,
+) -> Result<Opened, SetupError> {
+    let device = Device::query(&config.device)
+        .map_err(|error| PortError::Device { device: config.device.clone(), error })?;
+    let (why, warning) = if device.is_virtual() {
+        (format!("{} is a virtual device: super-segments of 64 KB cross it", device.driver), None)
+    } else if umem.is_none() {
+        ("limits.frame-size does not suit AF_XDP, which needs 2048 or 4096".to_owned(), None)
+    } else {
+        match open(config, Io::AfXdp, Attach::NativeOnly, steering, umem) {
+            Ok(opened) => return Ok(opened),
+            Err(PortError::NoNativeXdp { .. }) => {
+                (format!("the driver {} has no XDP of its own", device.driver), None)
+            }
+            Err(error) => {
+                let help = help(Io::AfXdp, &error);
+                let warning = format!(
+                    "port {}: driven by af-packet, as af-xdp cannot be had: {error}; {help}, or write \
+                     io = \"af-packet\" if this is meant",
+                    config.name
+                );
+                (format!("af-xdp cannot be had: {error}"), Some(warning))
+            }
+        }
+    };
+    let mut opened = open(config, Io::AfPacket, Attach::Any, steering, umem)?;
+    opened.why = why;
+    opened.warnings.extend(warning);
+    if !config.queues.is_empty() {
+        opened.warnings.push(format!("port {}: `queues` are for af-xdp only", config.name));
+    }
+    Ok(opened)
+}
+
+fn open(
+    config: &PortConfig,
+    io: Io,
+    attach: Attach,
+    steering: &Steering,
+    umem: Option<&Rc<Umem>>,
+) -> Result<Opened, PortError> {
+    let device = config.device.as_str();
+    let (port, why, warnings): (Box<dyn Port>, String, Vec<String>) = match io {
+        Io::AfXdp => {
+            let umem = umem.ok_or_else(|| PortError::Pool {
+                device: device.to_owned(),
+                why: "frames must be 2048 or 4096 octets".to_owned(),
+            })?;
+            let port = AfXdpPort::open(device, steering, &config.queues, attach, umem)?;
+            let (why, warnings) = xdp_words(config, attach, &port);
+            (Box::new(port), why, warnings)
+        }
+        Io::AfPacket => {
+            let port = AfPacketPort::open(device, steering)?;
+            let warnings = port.warnings().to_vec();
+            (Box::new(port), "as configured".to_owned(), warnings)
+        }
+        Io::Pnet => {
+            let warning = format!(
+                "{device}: pnet does not hide frames from the kernel; set net.ipv4.ip_forward=0"
+            );
+            let port = PnetPort::open(device, steering.clone())?;
+            (Box::new(port), "as configured".to_owned(), vec![warning])
+        }
+    };
+    Ok(Opened { port, io, why, warnings })
+}
+
+fn xdp_words(config: &PortConfig, attach: Attach, port: &AfXdpPort) -> (String, Vec<String>) {
+    let copy = if port.capabilities().zero_copy { "zero copy" } else { "the kernel copies" };
+    let mode = match port.mode() {
+        XdpMode::Native => "XDP in the driver",
+        XdpMode::Generic => "XDP behind the driver",
+    };
+    let reason = if attach == Attach::Any { "as configured: " } else { "" };
+    let warning = (port.mode() == XdpMode::Generic).then(|| {
+        format!(
+            "port {}: the driver of {} has no XDP of its own, so that every frame takes the kernel's way first; \
+             io = \"af-packet\" is faster here",
+            config.name, config.device
+        )
+    });
+    (format!("{reason}{mode}, {copy}"), warning.into_iter().collect())
+}
+
+fn errno(error: &PortError) -> Option<i32> {
+    match error {
+        PortError::Device { error, .. }
+        | PortError::System { error, .. }
+        | PortError::NoNativeXdp { error, .. } => error.raw_os_error(),
+        PortError::Program { error, .. } => error.error.raw_os_error(),
+        PortError::TooLong { .. } | PortError::Pool { .. } => None,
+    }
+}
+
+/// What an operator can do about it.
+fn help(io: Io, error: &PortError) -> &'static str {
+    match (io, errno(error)) {
+        (Io::AfXdp, Some(libc::EPERM | libc::EACCES)) => {
+            "give the program CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF"
+        }
+        (_, Some(libc::EPERM | libc::EACCES)) => {
+            "give the program CAP_NET_ADMIN and CAP_NET_RAW (docs/OPERATIONS.md)"
+        }
+        (Io::AfXdp, Some(libc::EBUSY | libc::EEXIST)) => {
+            "stop the other program on this device or queue (`ip link`, `bpftool net` show it), or name \
+             other `queues`"
+        }
+        (Io::AfXdp, Some(libc::ENOBUFS | libc::ENOMEM)) => {
+            "raise the limit of locked memory (LimitMEMLOCK, ulimit -l), or lower limits.pool"
+        }
+        (Io::AfXdp, _) => "use a kernel and a driver that have AF_XDP, or write io = \"auto\"",
+        _ => "write io = \"auto\" to let Plait choose",
+    }
+}
