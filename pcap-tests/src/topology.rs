@@ -97,13 +97,43 @@ pub struct Reference {
     pub dmcp: Namespace,
     /// Where the server's programs run.
     pub server: Namespace,
-    /// The links, in the order of their profiles.
+    /// The emulated links, in the order of their profiles; none where the links are direct.
     pub links: Vec<Link>,
+    direct_links: usize,
 }
 
 impl Reference {
     /// Builds it with a link per pair of profiles (uMCP to dMCP, and back), the kernels forwarding through the first link.
     pub fn build(profiles: &[[Profile; 2]]) -> io::Result<Reference> {
+        let mut reference = Reference::without_links()?;
+        for (i, pair) in profiles.iter().enumerate() {
+            let link = build_link(i, *pair, &reference.umcp, &reference.dmcp)?;
+            reference.links.push(link);
+        }
+        reference.forward_through_the_first()
+    }
+
+    /// Builds it with links that are nothing but a pair of virtual devices each: `wan1` of the uMCP is the other end of
+    /// `wan1` of the dMCP. The kernels forward through the first link.
+    pub fn direct(links: usize) -> io::Result<Reference> {
+        let mut reference = Reference::without_links()?;
+        reference.direct_links = links;
+        let (umcp, dmcp) = (&reference.umcp, &reference.dmcp);
+        for index in 0..links {
+            let device = wan_device(index);
+            umcp.join(&device, dmcp, &device)?;
+            umcp.run(|| add_address(&device, umcp_kernel(index), PREFIX_LEN))?;
+            dmcp.run(|| add_address(&device, dmcp_kernel(index), PREFIX_LEN))?;
+        }
+        reference.forward_through_the_first()
+    }
+
+    /// How many links there are, emulated or direct.
+    pub fn links(&self) -> usize {
+        self.links.len() + self.direct_links
+    }
+
+    fn without_links() -> io::Result<Reference> {
         let (client, umcp) = (quiet_namespace("client")?, quiet_namespace("umcp")?);
         let (dmcp, server) = (quiet_namespace("dmcp")?, quiet_namespace("server")?);
         umcp.join("lan0", &client, "eth0")?;
@@ -119,16 +149,15 @@ impl Reference {
             // A transfer over one link must not teach the next one its congestion window.
             host.set_sysctl("net.ipv4.tcp_no_metrics_save", "1")?;
         }
-        let mut links = Vec::new();
-        for (i, pair) in profiles.iter().enumerate() {
-            links.push(build_link(i, *pair, &umcp, &dmcp)?);
+        Ok(Reference { client, umcp, dmcp, server, links: Vec::new(), direct_links: 0 })
+    }
+
+    fn forward_through_the_first(self) -> io::Result<Reference> {
+        self.set_forwarding(true)?;
+        if self.links() > 0 {
+            self.route_through(0)?;
         }
-        let reference = Reference { client, umcp, dmcp, server, links };
-        reference.set_forwarding(true)?;
-        if !profiles.is_empty() {
-            reference.route_through(0)?;
-        }
-        Ok(reference)
+        Ok(self)
     }
 
     /// Makes the kernels of uMCP and dMCP forward between client and server through this link.

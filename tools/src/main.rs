@@ -1,10 +1,14 @@
 //! `plait`: one program, one file per subcommand.
 #![forbid(unsafe_code)]
 
+mod appliance;
+mod bench;
+mod child;
 mod demo;
 mod emulate;
 mod run;
 mod show;
+mod workspace;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -30,6 +34,9 @@ enum Command {
     Show(show::ShowArgs),
     Demo(demo::DemoArgs),
     Emulate(emulate::EmulateArgs),
+    Bench(bench::BenchArgs),
+    #[command(hide = true)]
+    Child(child::ChildArgs),
 }
 
 fn main() -> ExitCode {
@@ -38,5 +45,7 @@ fn main() -> ExitCode {
         Command::Show(args) => show::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Emulate(args) => emulate::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Child(args) => child::run(&args),
     }
 }

@@ -1,9 +1,10 @@
 //! The demonstration, step by step.
 #![forbid(unsafe_code)]
 
-use super::appliance::Pair;
 use super::report::{Rates, Report, megabits};
-use super::{DemoArgs, DemoIo, Directory};
+use super::{DemoArgs, DemoIo};
+use crate::appliance::Pair;
+use crate::workspace::Workspace;
 use pcap_tests::netns::Privilege;
 use pcap_tests::topology::{Reference, SERVER};
 use pcap_tests::traffic::{self, Amount, Direction, Outcome, Transfer};
@@ -30,7 +31,7 @@ struct Demo<'a> {
 }
 
 /// Runs all steps.
-pub fn run(args: &DemoArgs, privilege: Privilege, directory: &Directory) -> io::Result<Report> {
+pub fn run(args: &DemoArgs, privilege: Privilege, workspace: &Workspace) -> io::Result<Report> {
     let profiles: Vec<_> = args.links.iter().map(|link| [*link; 2]).collect();
     let net = Reference::build(&profiles)?;
     let mut demo = Demo {
@@ -52,7 +53,7 @@ pub fn run(args: &DemoArgs, privilege: Privilege, directory: &Directory) -> io::
         demo.measure_alone(link)?;
     }
     demo.net.route_through(0)?;
-    let mut pair = demo.start_appliances(privilege, directory)?;
+    let mut pair = demo.start_appliances(privilege, workspace)?;
     demo.measure_together(&mut pair)?;
     demo.cut_a_link(&mut pair)?;
     demo.kill_appliances(pair)?;
@@ -140,7 +141,7 @@ impl Demo<'_> {
     fn start_appliances(
         &mut self,
         privilege: Privilege,
-        directory: &Directory,
+        workspace: &Workspace,
     ) -> io::Result<Pair> {
         if self.kernel_must_not_forward {
             self.net.set_forwarding(false)?;
@@ -153,11 +154,15 @@ impl Demo<'_> {
                 "AF_XDP needs eBPF, which a user namespace may not load".to_owned(),
             ),
         };
-        let started = Pair::start(&self.net, io, directory.path());
+        let started = Pair::start(&self.net, io.name(), workspace.path());
         let (pair, io, why) = match started {
             Err(error) if self.args.io.is_none() && io == DemoIo::AfXdp => {
                 let why = format!("AF_XDP did not start: {error}");
-                (Pair::start(&self.net, DemoIo::AfPacket, directory.path())?, DemoIo::AfPacket, why)
+                (
+                    Pair::start(&self.net, DemoIo::AfPacket.name(), workspace.path())?,
+                    DemoIo::AfPacket,
+                    why,
+                )
             }
             result => (result?, io, why),
         };

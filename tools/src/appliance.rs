@@ -1,15 +1,17 @@
-//! The two appliances of the demonstration: their configuration, their processes.
+//! A uMCP and a dMCP in the namespaces of the reference topology: their configuration, their processes.
 #![forbid(unsafe_code)]
 
-use super::DemoIo;
+use crate::child;
+use dataplane::control::{self, Request, Show};
 use pcap_tests::netns::{Namespace, Process};
 use pcap_tests::topology::{DMCP_SRV, Reference, dmcp_plait, umcp_plait, wan_device};
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -33,15 +35,16 @@ struct Appliance {
 pub struct Pair {
     umcp: Appliance,
     dmcp: Appliance,
+    io: String,
 }
 
 impl Pair {
-    /// Starts both and waits until they answer on their control sockets.
-    pub fn start(net: &Reference, io: DemoIo, directory: &Path) -> io::Result<Pair> {
-        let links = net.links.len();
+    /// Starts both with ports of kind `io` (`af-packet`), and waits until they answer on their control sockets.
+    pub fn start(net: &Reference, io: &str, directory: &Path) -> io::Result<Pair> {
+        let links = net.links();
         let dmcp = Appliance::spawn(&net.dmcp, &dmcp_config(links, io, directory), directory)?;
         let umcp = Appliance::spawn(&net.umcp, &umcp_config(links, io, directory), directory)?;
-        let mut pair = Pair { umcp, dmcp };
+        let mut pair = Pair { umcp, dmcp, io: io.into() };
         pair.dmcp.wait_until_up()?;
         pair.umcp.wait_until_up()?;
         Ok(pair)
@@ -51,6 +54,32 @@ impl Pair {
     pub fn kill(mut self) {
         self.umcp.process.kill();
         self.dmcp.process.kill();
+    }
+
+    /// Their processes: uMCP, dMCP.
+    pub fn ids(&self) -> [u32; 2] {
+        [self.umcp.process.id(), self.dmcp.process.id()]
+    }
+
+    /// What they are.
+    pub fn describe(&self) -> String {
+        format!("one thread each, {} ports, cubic", self.io)
+    }
+
+    /// What they say of themselves: connections, ports and counters as JSON.
+    pub fn state(&self) -> String {
+        let mut out = String::new();
+        for appliance in [&self.umcp, &self.dmcp] {
+            for show in [Show::Connections, Show::Ports, Show::Counters] {
+                let reply = control::ask(&appliance.control, Request { show, offset: 0 });
+                let text = match reply {
+                    Ok(reply) => serde_json::to_string(&reply).unwrap_or_default(),
+                    Err(error) => error.to_string(),
+                };
+                let _ = writeln!(out, "{}: {text}", appliance.name());
+            }
+        }
+        out
     }
 
     /// Adds to an error what the appliances know of it: that one has ended, or else the end of their logs.
@@ -73,11 +102,15 @@ impl Appliance {
         let _ = fs::remove_file(&control);
         fs::write(&toml, config)?;
         let output = File::create(&log)?;
-        let mut command = Command::new(std::env::current_exe()?);
-        command.args(["demo", "--child", "run", "--config"]).arg(&toml);
+        let mut command = child::command(std::env::current_exe()?)?;
+        command.args(["run", "--config"]).arg(&toml);
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         let process = namespace.spawn(command)?;
         Ok(Appliance { process, log, control })
+    }
+
+    fn name(&self) -> Cow<'_, str> {
+        self.log.file_stem().unwrap_or_default().to_string_lossy()
     }
 
     fn wait_until_up(&mut self) -> io::Result<()> {
@@ -99,7 +132,7 @@ impl Appliance {
         match self.process.poll_exit()? {
             None => Ok(()),
             Some(status) => {
-                let name = self.log.file_stem().unwrap_or_default().to_string_lossy();
+                let name = self.name();
                 let words = self.last_words();
                 Err(io::Error::other(format!("the {name} appliance ended ({status}): {words}")))
             }
@@ -119,8 +152,7 @@ fn node(name: &str, directory: &Path) -> String {
     format!("[node]\nname = \"{name}\"\ncontrol = \"{}\"\n", control.display())
 }
 
-fn port(config: &mut String, name: &str, device: &str, io: DemoIo, address: Option<String>) {
-    let io = io.name();
+fn port(config: &mut String, name: &str, device: &str, io: &str, address: Option<String>) {
     let _ = write!(config, "\n[[port]]\nname = \"{name}\"\ndevice = \"{device}\"\nio = \"{io}\"\n");
     if let Some(address) = address {
         let _ = writeln!(config, "addresses = [\"{address}/24\"]");
@@ -131,7 +163,7 @@ fn path(config: &mut String, address: impl std::fmt::Display, flag: &str) {
     let _ = write!(config, "\n[[path]]\naddress = \"{address}\"\nflags = [\"{flag}\"]\n");
 }
 
-fn umcp_config(links: usize, io: DemoIo, directory: &Path) -> String {
+fn umcp_config(links: usize, io: &str, directory: &Path) -> String {
     let mut config = node("umcp", directory);
     port(&mut config, "lan", "lan0", io, None);
     for link in 0..links {
@@ -151,7 +183,7 @@ fn umcp_config(links: usize, io: DemoIo, directory: &Path) -> String {
     config
 }
 
-fn dmcp_config(links: usize, io: DemoIo, directory: &Path) -> String {
+fn dmcp_config(links: usize, io: &str, directory: &Path) -> String {
     let mut config = node("dmcp", directory);
     for link in 0..links {
         let device = wan_device(link);
@@ -179,7 +211,7 @@ mod tests {
     #[test]
     fn the_configuration_of_both_appliances_is_valid() {
         for links in [1, 2, 8] {
-            for io in [DemoIo::AfXdp, DemoIo::AfPacket, DemoIo::Pnet] {
+            for io in ["af-xdp", "af-packet", "pnet"] {
                 let directory = Path::new("/tmp/demo");
                 for text in [umcp_config(links, io, directory), dmcp_config(links, io, directory)] {
                     let config = Config::parse("demo.toml", &text).unwrap_or_else(|errors| {

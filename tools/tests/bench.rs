@@ -1,0 +1,60 @@
+//! `plait bench` as a user runs it, short: that it measures, not what.
+#![forbid(unsafe_code)]
+
+use serde_json::Value;
+use std::path::Path;
+use std::process::Command;
+
+/// Runs it with Plait and without a proxy; the file that it writes.
+fn bench(what: &str, arguments: &[&str]) -> Value {
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bench-{what}.json"));
+    let output = Command::new(env!("CARGO_BIN_EXE_plait"))
+        .args(["bench", what, "--contenders", "plait,none", "--rounds", "1", "--json"])
+        .arg(&file)
+        .args(arguments)
+        .output()
+        .expect("plait bench");
+    let (out, err) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{out}\n{err}");
+    let text = std::fs::read_to_string(&file).expect("the JSON file");
+    let report: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(report["bench"], what);
+    let contenders = report["contenders"].as_array().expect("contenders");
+    assert_eq!(contenders.len(), 2);
+    for entry in contenders {
+        let name = entry["contender"].as_str().expect("a name");
+        assert!(out.contains(name), "{out}");
+        assert_eq!(entry["rounds"].as_array().map(Vec::len), Some(1), "{entry:#}\n{err}");
+        assert_eq!(entry["failures"], Value::Array(vec![]));
+    }
+    report
+}
+
+fn number(entry: &Value, name: &str) -> f64 {
+    entry["rounds"][0][name].as_f64().unwrap_or_else(|| panic!("{name} in {entry:#}"))
+}
+
+#[test]
+fn chain_moves_octets_and_counts_what_it_costs() {
+    let report = bench("chain", &["--octets", "20000000", "--seconds", "5", "--connections", "2"]);
+    for entry in report["contenders"].as_array().into_iter().flatten() {
+        assert!(number(entry, "gbit_per_s") > 0.0);
+        assert_eq!(number(entry, "octets"), 20e6, "all of it arrives");
+        assert!(number(entry, "chain_cpu_s_per_gb") >= 0.0);
+        let links = &entry["rounds"][0]["links"];
+        let shares: f64 = links.as_array().into_iter().flatten().filter_map(Value::as_f64).sum();
+        assert!((shares - 1.0).abs() < 1e-6, "{links}");
+    }
+}
+
+#[test]
+fn a_contender_that_does_not_exist_is_refused_with_the_names_of_those_that_do() {
+    let output = Command::new(env!("CARGO_BIN_EXE_plait"))
+        .args(["bench", "chain", "--contenders", "squid"])
+        .output()
+        .expect("plait bench");
+    assert!(!output.status.success());
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("haproxy-tcp"), "{text}");
+}
