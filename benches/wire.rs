@@ -12,7 +12,7 @@ use std::hint::black_box;
 /// Parses and verifies. The octets stay where they are, as they do on a device.
 fn ours_parse(frame: &Payload) -> Segment {
     let octets = frame.clone().into();
-    match parse(RxPacket { octets, checksum: RxChecksum::Unknown, port: 0 }) {
+    match parse(RxPacket { octets, checksum: RxChecksum::Unknown, port: 0, gso_size: 0 }) {
         Ok(Parsed::Tcp(_, segment)) => segment,
         other => panic!("{other:?}"),
     }

@@ -294,8 +294,8 @@ impl<E: Engine> Worker<E> {
                 self.stats.ignored += 1; // the kernel does not know this address, so it has no use for it
                 continue;
             }
-            let given =
-                self.kernel_path.as_mut().is_some_and(|k| k.give(&packet.octets, packet.checksum));
+            let mtu = self.ports.get(usize::from(packet.port)).map_or(0, |s| s.capabilities.mtu);
+            let given = self.kernel_path.as_mut().is_some_and(|k| k.give(&packet, mtu));
             let counter = match given {
                 true => &mut self.stats.given_back,
                 false => &mut self.stats.unclaimed_dropped,

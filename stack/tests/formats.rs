@@ -65,7 +65,7 @@ fn ip_packet(link: u32, frame: &[u8]) -> Option<&[u8]> {
 }
 
 fn received(pool: &Pool, octets: &[u8], checksum: RxChecksum) -> RxPacket {
-    RxPacket { octets: Chain::copy_from(pool, 0, octets).unwrap(), checksum, port: 0 }
+    RxPacket { octets: Chain::copy_from(pool, 0, octets).unwrap(), checksum, port: 0, gso_size: 0 }
 }
 
 fn is_tcp(ip: &[u8]) -> bool {

@@ -416,7 +416,7 @@ impl Attack {
         let Some(octets) = Chain::copy_from(&self.pool, 0, octets) else { return false };
         self.injected += 1;
         let before = *self.shard.counters();
-        let mut rx = vec![RxPacket { octets, checksum: RxChecksum::Unknown, port: 0 }];
+        let mut rx = vec![RxPacket { octets, checksum: RxChecksum::Unknown, port: 0, gso_size: 0 }];
         self.shard.ingest(&mut rx, self.now);
         assert!(rx.is_empty());
         let counters = *self.shard.counters();
@@ -450,7 +450,7 @@ impl Attack {
         let flow = packet.flow;
         let octets = packet.to_vec();
         let octets = Chain::copy_from(&self.view, 0, &octets[..octets.len().min(2000)]).unwrap();
-        let view = RxPacket { octets, checksum: RxChecksum::Valid, port: 0 };
+        let view = RxPacket { octets, checksum: RxChecksum::Valid, port: 0, gso_size: 0 };
         let Ok(Parsed::Tcp(_, segment)) = parse(view) else { return };
         let known = self.flows.entry(flow).or_default();
         known.seq = (segment.seq + segment.len()).0;

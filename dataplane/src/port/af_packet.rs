@@ -4,18 +4,21 @@
 //! same frames: a TCX program hides from it what the steering rules take.
 #![forbid(unsafe_code)]
 
-use super::ethernet::{Offload, VNET_LEN, vnet_checksum};
-use super::sys::{bind_packet, read_option, receive_multicast, set_option, socket};
+use super::ethernet::{Offload, VNET_LEN, vnet_checksum, vnet_gso_size};
+use super::sys::{
+    MAX_MESSAGES, bind_packet, read_option, receive_multicast, send_messages, set_option, socket,
+};
 use super::{
     BURST, Capabilities, Device, Medium, Port, PortError, PortStats, Program, RxFrame, TxBody,
     TxFrame,
 };
 use crate::steer::{Flavour, Steering, compile};
 use arrayvec::ArrayVec;
+use smallvec::SmallVec;
 use stack::buf::{Chain, Frame, Payload, Pool};
 use std::cell::Cell;
 use std::fs::File;
-use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 /// In front of a received Ethernet header: with the headers behind it, enough for any headers of ours.
@@ -28,8 +31,11 @@ const MAX_PARTS: usize = 128;
 const BURST_OCTETS: usize = 512 << 10;
 /// Socket buffers, in octets as the kernel counts them (doubled by it): tens of super-segments.
 const SOCKET_BUFFER: i32 = 4 << 20;
-/// Most slices that `writev` takes.
+/// Most slices that one message takes.
 const MAX_SLICES: usize = 1024;
+/// Slices of one batch of messages, unless one message has more: a system call is saved for frames of few slices, for
+/// super-segments it is nothing beside the copy.
+const BATCH_SLICES: usize = 128;
 
 /// A device driven by an AF_PACKET socket.
 #[derive(Debug)]
@@ -192,26 +198,35 @@ impl Port for AfPacketPort {
             octets += len;
             self.stats.rx_frames += 1;
             self.stats.rx_octets += len as u64;
-            rx.push(RxFrame { octets: self.take(len), checksum: vnet_checksum(&vnet) });
+            rx.push(RxFrame {
+                octets: self.take(len),
+                checksum: vnet_checksum(&vnet),
+                gso_size: vnet_gso_size(&vnet),
+            });
         }
     }
 
     fn transmit(&mut self, tx: &mut Vec<TxFrame>) {
         let mut done = 0;
-        for frame in tx.iter() {
-            match write(&mut self.socket, frame) {
-                Ok(_) => {
-                    self.stats.tx_frames += 1;
-                    self.stats.tx_octets += frame.len() as u64;
-                    self.stats.tx_uncopied += 1;
+        while let Some(rest) = tx.get(done..).filter(|rest| !rest.is_empty()) {
+            match write(&self.socket, rest) {
+                Ok(sent) => {
+                    for frame in rest.iter().take(sent) {
+                        self.stats.tx_frames += 1;
+                        self.stats.tx_octets += frame.len() as u64;
+                        self.stats.tx_uncopied += 1;
+                    }
+                    done += sent.max(1);
                 }
                 Err(e) if is_full(&e) => {
                     self.stats.tx_full += 1;
                     break;
                 }
-                Err(_) => self.stats.tx_dropped += 1,
+                Err(_) => {
+                    self.stats.tx_dropped += 1;
+                    done += 1;
+                }
             }
-            done += 1;
         }
         tx.drain(..done);
     }
@@ -248,26 +263,59 @@ fn is_full(error: &io::Error) -> bool {
     error.kind() == ErrorKind::WouldBlock || error.raw_os_error() == Some(libc::ENOBUFS)
 }
 
-/// Writes one frame: virtio-net header, link-layer header and packet header in one slice, the rest by reference.
-fn write(socket: &mut File, frame: &TxFrame) -> io::Result<usize> {
-    let mut head: ArrayVec<u8, { VNET_LEN + 14 + 120 }> = ArrayVec::new();
-    let (vnet, packet_header, rest): (_, &[u8], _) = match &frame.body {
-        TxBody::Tcp(packet) => {
-            (Offload::of(packet, frame.link.len()).vnet(), &packet.header, &packet.text)
-        }
-        TxBody::Whole(octets) => ([0; VNET_LEN], &[], octets),
+/// Virtio-net header, link-layer header and packet header of a frame.
+type Head = ArrayVec<u8, { VNET_LEN + 14 + 120 }>;
+
+fn head(frame: &TxFrame) -> Head {
+    let mut head = Head::new();
+    let (vnet, packet_header): (_, &[u8]) = match &frame.body {
+        TxBody::Tcp(packet) => (Offload::of(packet, frame.link.len()).vnet(), &packet.header),
+        TxBody::Whole(_) => ([0; VNET_LEN], &[]),
     };
     head.extend(vnet);
     head.extend(frame.link.iter().copied());
     head.extend(packet_header.iter().copied());
+    head
+}
+
+/// Writes frames from the front of `frames`, as many as one system call takes: each gathered from its head and the rest
+/// by reference. How many went.
+fn write(socket: &File, frames: &[TxFrame]) -> io::Result<usize> {
+    let parts = |frame: &TxFrame| frame.body.octets().parts().len();
+    let mut slices_left = BATCH_SLICES;
+    let fits = |frame: &&TxFrame| {
+        let fits = slices_left > parts(frame);
+        slices_left = slices_left.saturating_sub(parts(frame) + 1);
+        fits
+    };
+    let count = frames.iter().take(MAX_MESSAGES).take_while(fits).count().max(1);
+    let frames = frames.get(..count).unwrap_or(frames);
+    let heads: ArrayVec<Head, MAX_MESSAGES> = frames.iter().map(head).collect();
     let copied;
-    let mut slices: smallvec::SmallVec<[IoSlice<'_>; 64]> =
-        smallvec::smallvec![IoSlice::new(&head)];
-    if rest.parts().len() < MAX_SLICES {
-        slices.extend(rest.parts().iter().map(|part| IoSlice::new(part.bytes())));
-    } else {
-        copied = rest.to_vec();
-        slices.push(IoSlice::new(&copied));
+    let mut slices: SmallVec<[IoSlice<'_>; BATCH_SLICES]> = SmallVec::new();
+    match frames {
+        // The kernel takes no more slices for one message.
+        [frame] if parts(frame) >= MAX_SLICES => {
+            copied = frame.body.octets().to_vec();
+            slices.extend(heads.iter().map(|head| IoSlice::new(head)));
+            slices.push(IoSlice::new(&copied));
+            return send_messages(socket, &[&slices]);
+        }
+        _ => {
+            for (frame, head) in frames.iter().zip(&heads) {
+                slices.push(IoSlice::new(head));
+                slices.extend(frame.body.octets().parts().iter().map(|p| IoSlice::new(p.bytes())));
+            }
+        }
     }
-    socket.write_vectored(&slices)
+    let mut rest = slices.as_slice();
+    let messages: ArrayVec<&[IoSlice<'_>], MAX_MESSAGES> = frames
+        .iter()
+        .map(|frame| {
+            let (message, others) = rest.split_at((parts(frame) + 1).min(rest.len()));
+            rest = others;
+            message
+        })
+        .collect();
+    send_messages(socket, &messages)
 }

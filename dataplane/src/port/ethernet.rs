@@ -13,12 +13,21 @@ const NEEDS_CSUM: u8 = 1;
 const DATA_VALID: u8 = 2;
 const GSO_TCPV4: u8 = 1;
 const GSO_TCPV6: u8 = 4;
+const GSO_ECN: u8 = 0x80;
 
 /// What a virtio-net header says of a received frame.
 pub(crate) fn vnet_checksum(header: &[u8; VNET_LEN]) -> stack::wire::RxChecksum {
     match header[0] & (NEEDS_CSUM | DATA_VALID) {
         0 => stack::wire::RxChecksum::Unknown,
         _ => stack::wire::RxChecksum::Valid,
+    }
+}
+
+/// Octets of text per segment of a received super-segment; 0: it is none.
+pub(crate) fn vnet_gso_size(header: &[u8; VNET_LEN]) -> u16 {
+    match header[1] & !GSO_ECN {
+        GSO_TCPV4 | GSO_TCPV6 => u16::from_ne_bytes([header[4], header[5]]),
+        _ => 0,
     }
 }
 

@@ -63,7 +63,7 @@ impl Port for MemoryPort {
             let Some(octets) = Chain::copy_from(pool, HEADROOM, frame) else { return };
             self.stats.rx_frames += 1;
             self.stats.rx_octets += frame.len() as u64;
-            rx.push(RxFrame { octets, checksum: RxChecksum::Unknown });
+            rx.push(RxFrame { octets, checksum: RxChecksum::Unknown, gso_size: 0 });
             queue.pop_front();
         }
     }

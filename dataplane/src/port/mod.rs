@@ -67,6 +67,8 @@ pub struct RxFrame {
     pub octets: Chain,
     /// What is known of its TCP checksum.
     pub checksum: RxChecksum,
+    /// Octets of text per segment, where it is a super-segment and the device says; else 0.
+    pub gso_size: u16,
 }
 
 /// A frame to send.
@@ -85,6 +87,16 @@ pub enum TxBody {
     Tcp(TxPacket),
     /// Any other packet, complete.
     Whole(Chain),
+}
+
+impl TxBody {
+    /// What is given by reference: the text of a TCP packet, or all of another.
+    pub(crate) fn octets(&self) -> &Chain {
+        match self {
+            TxBody::Tcp(packet) => &packet.text,
+            TxBody::Whole(octets) => octets,
+        }
+    }
 }
 
 impl TxFrame {

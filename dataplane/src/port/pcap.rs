@@ -88,7 +88,7 @@ impl Port for PcapPort {
             };
             self.stats.rx_frames += 1;
             self.stats.rx_octets += frame.len() as u64;
-            rx.push(RxFrame { octets, checksum: RxChecksum::MaybePartial });
+            rx.push(RxFrame { octets, checksum: RxChecksum::MaybePartial, gso_size: 0 });
         }
     }
 

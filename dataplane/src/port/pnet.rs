@@ -84,7 +84,7 @@ impl Port for PnetPort {
             let virtual_peer = self.device.is_virtual();
             let checksum =
                 if virtual_peer { RxChecksum::MaybePartial } else { RxChecksum::Unknown };
-            rx.push(RxFrame { octets, checksum });
+            rx.push(RxFrame { octets, checksum, gso_size: 0 });
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::ffi::CStr;
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSlice};
 use std::mem::{size_of, zeroed};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -76,6 +76,30 @@ pub(crate) fn receive_multicast(fd: &OwnedFd, index: u32) -> io::Result<()> {
     request.mr_ifindex = index as i32;
     request.mr_type = libc::PACKET_MR_ALLMULTI as u16;
     set_option(fd, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &request)
+}
+
+/// Most messages that [`send_messages`] takes at a time.
+pub(crate) const MAX_MESSAGES: usize = 32;
+
+/// Sends messages, each gathered from its slices, with one system call. How many the kernel took: at least one, or the
+/// first one's error.
+pub(crate) fn send_messages(fd: &impl AsRawFd, messages: &[&[IoSlice<'_>]]) -> io::Result<usize> {
+    let mut headers: arrayvec::ArrayVec<libc::mmsghdr, MAX_MESSAGES> = messages
+        .iter()
+        .take(MAX_MESSAGES)
+        .map(|slices| {
+            // SAFETY: all zeros is a valid mmsghdr: no address, no slices.
+            let mut header: libc::mmsghdr = unsafe { zeroed() };
+            // `IoSlice` has the layout of `iovec`; the kernel only reads what it points to.
+            header.msg_hdr.msg_iov = slices.as_ptr().cast_mut().cast();
+            header.msg_hdr.msg_iovlen = slices.len() as _;
+            header
+        })
+        .collect();
+    let (first, count) = (headers.as_mut_ptr(), headers.len() as libc::c_uint);
+    // SAFETY: `count` headers, whose slices are borrowed during the call.
+    let rc = unsafe { libc::sendmmsg(fd.as_raw_fd(), first, count, libc::MSG_DONTWAIT) };
+    check(rc).map(|sent| sent as usize)
 }
 
 /// Starts transmission on an AF_XDP socket (`sendto` without data).

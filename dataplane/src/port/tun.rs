@@ -7,14 +7,10 @@
 use super::ethernet::{Offload, VNET_LEN};
 use super::sys::open_tun;
 use arrayvec::ArrayVec;
-use stack::buf::Chain;
-use stack::wire::{RxChecksum, checksum};
+use stack::wire::{RxChecksum, RxPacket, checksum};
 use std::fs::File;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::time::Duration;
-
-/// Largest packet that every link carries as Ethernet: what a super-segment is cut to, as its own size is not known.
-const MTU: u16 = 1500;
 
 /// A TUN device that leads into the kernel's own stack.
 #[derive(Debug)]
@@ -72,17 +68,18 @@ impl KernelPath {
         out
     }
 
-    /// Writes one IP packet, possibly a super-segment. False: it was dropped.
-    pub fn give(&mut self, packet: &Chain, known: RxChecksum) -> bool {
+    /// Writes one IP packet, possibly a super-segment, to be cut as it was before or, where that is not known, as fits the
+    /// `mtu` of the port it came by. False: it was dropped.
+    pub fn give(&mut self, packet: &RxPacket, mtu: u32) -> bool {
         let mut head: ArrayVec<u8, 256> = ArrayVec::new();
-        for part in packet.parts() {
+        for part in packet.octets.parts() {
             let room = head.remaining_capacity().min(part.len());
             head.extend(part.bytes().iter().take(room).copied());
         }
-        let Some(vnet) = prepare(&mut head, packet.len(), known) else { return false };
+        let Some(vnet) = prepare(&mut head, packet, mtu) else { return false };
         let mut slices = vec![IoSlice::new(&vnet), IoSlice::new(&head)];
         let mut skip = head.len();
-        for part in packet.parts() {
+        for part in packet.octets.parts() {
             let from = skip.min(part.len());
             skip -= from;
             slices.push(IoSlice::new(part.bytes().get(from..).unwrap_or_default()));
@@ -102,9 +99,10 @@ impl KernelPath {
     }
 }
 
-/// The virtio-net header for a packet of `len` octets that begins with `head`. A checksum that was left to hardware
-/// becomes a pseudo-header sum that the kernel completes.
-fn prepare(head: &mut [u8], len: u32, known: RxChecksum) -> Option<[u8; VNET_LEN]> {
+/// The virtio-net header for a packet that begins with `head`. A checksum that was left to hardware becomes a
+/// pseudo-header sum that the kernel completes.
+fn prepare(head: &mut [u8], packet: &RxPacket, mtu: u32) -> Option<[u8; VNET_LEN]> {
+    let (len, known) = (packet.octets.len(), packet.checksum);
     let ipv6 = head.first()? >> 4 == 6;
     let (protocol, start) = if ipv6 {
         (*head.get(6)?, 40)
@@ -129,13 +127,42 @@ fn prepare(head: &mut [u8], len: u32, known: RxChecksum) -> Option<[u8; VNET_LEN
         return Some([0; VNET_LEN]);
     }
     field.copy_from_slice(&pseudo.to_be_bytes());
-    let super_segment = protocol == 6 && len > u32::from(MTU);
+    let gso_size = match packet.gso_size {
+        0 if protocol == 6 && len > mtu => mtu.saturating_sub(headers as u32) as u16,
+        told => told,
+    };
     let offload = Offload {
         csum_start: start as u16,
         csum_offset: offset as u16,
         headers: headers as u16,
-        gso_size: if super_segment { MTU.saturating_sub(headers as u16) } else { 0 },
+        gso_size,
         ipv6,
     };
     Some(offload.vnet())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use stack::buf::{Chain, Pool};
+
+    /// What the virtio-net header of a TCP packet over IPv4 of `len` octets says of segments.
+    fn segments(len: usize, gso_size: u16, mtu: u32) -> (u8, u16) {
+        let mut octets = vec![0; len];
+        octets[0] = 0x45;
+        octets[9] = 6;
+        octets[32] = 0x50;
+        let chain = Chain::copy_from(&Pool::new(64, 2048), 0, &octets).unwrap();
+        let packet = RxPacket { octets: chain, checksum: RxChecksum::Valid, port: 0, gso_size };
+        let header = prepare(&mut octets, &packet, mtu).unwrap();
+        (header[1], u16::from_ne_bytes([header[4], header[5]]))
+    }
+
+    #[test]
+    fn a_super_segment_is_cut_as_it_was_before() {
+        assert_eq!(segments(60_000, 988, 1500), (1, 988));
+        assert_eq!(segments(60_000, 0, 1500), (1, 1460), "nobody knows how that was");
+        assert_eq!(segments(9000, 0, 9000), (0, 0), "one long packet stays one");
+        assert_eq!(segments(1500, 0, 1500), (0, 0));
+    }
 }

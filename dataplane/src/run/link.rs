@@ -71,10 +71,10 @@ const TCP: u8 = 6;
 impl<E: Engine> Worker<E> {
     /// Sorts a frame: ours to answer here, a packet for the engine, or nothing to us.
     pub(super) fn on_frame(&mut self, port: u16, frame: RxFrame, now: Instant) {
-        let RxFrame { mut octets, checksum } = frame;
+        let RxFrame { mut octets, checksum, gso_size } = frame;
         let Some(slot) = self.ports.get(usize::from(port)) else { return };
         if slot.capabilities.medium == Medium::Ip {
-            self.received.push(RxPacket { octets, checksum, port });
+            self.received.push(RxPacket { octets, checksum, port, gso_size });
             return;
         }
         let head = octets.parts().first().and_then(|part| Head::parse(part.bytes()));
@@ -105,6 +105,6 @@ impl<E: Engine> Worker<E> {
             }
         }
         octets.trim_front(ETHERNET);
-        self.received.push(RxPacket { octets, checksum, port });
+        self.received.push(RxPacket { octets, checksum, port, gso_size });
     }
 }

@@ -157,7 +157,7 @@ fn a_super_segment_is_cut_for_a_port_that_cannot_and_its_checksums_are_right() {
     for frame in frames {
         assert_eq!((&frame[..6], &frame[6..12]), (&PEER[..], &OURS[..]));
         let octets = Chain::copy_from(&pool, 0, &frame[14..]).unwrap();
-        let packet = RxPacket { octets, checksum: Default::default(), port: 0 };
+        let packet = RxPacket { octets, checksum: Default::default(), port: 0, gso_size: 0 };
         assert!(matches!(stack::wire::parse(packet), Ok(stack::wire::Parsed::Tcp(..))));
     }
     assert_eq!(w.stats().segmented, 1);

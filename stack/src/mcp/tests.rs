@@ -233,7 +233,7 @@ impl Host {
 
 fn read(pool: &Pool, octets: &[u8]) -> Option<(FlowTuple, Segment)> {
     let octets = Chain::copy_from(pool, 0, octets)?;
-    match parse(RxPacket { octets, checksum: RxChecksum::Valid, port: 0 }) {
+    match parse(RxPacket { octets, checksum: RxChecksum::Valid, port: 0, gso_size: 0 }) {
         Ok(Parsed::Tcp(flow, segment)) => Some((flow, segment)),
         _ => None,
     }
@@ -464,7 +464,7 @@ impl Net {
     fn at_shard(&mut self, node: Node, octets: Vec<u8>) {
         let shard = if node == Node::Umcp { &mut self.umcp } else { &mut self.dmcp };
         let Some(octets) = Chain::copy_from(shard.pool(), 0, &octets) else { return };
-        let mut rx = vec![RxPacket { octets, checksum: RxChecksum::Valid, port: 0 }];
+        let mut rx = vec![RxPacket { octets, checksum: RxChecksum::Valid, port: 0, gso_size: 0 }];
         shard.ingest(&mut rx, self.now);
         let passed: Vec<Vec<u8>> = shard.passed().map(|p| p.octets.to_vec()).collect();
         self.most_held = self.most_held.max(FRAMES - shard.pool().free());

@@ -109,19 +109,17 @@ impl<S: Session> Shard<S> {
 
     /// A SYN of no flow is parsed from a second view of its frames: if nobody wants it, it goes on as it came.
     fn take_syn(&mut self, packet: RxPacket, flow: FlowTuple, now: Instant) {
-        let RxPacket { octets, checksum, port } = packet;
-        let view = RxPacket { octets: octets.clone(), checksum, port };
+        let view = RxPacket { octets: packet.octets.clone(), ..packet };
         let parsed = parse(view);
-        let original = RxPacket { octets, checksum, port };
         match parsed {
             Ok(Parsed::Tcp(_, syn)) => {
                 if self.open(flow, syn, now) == Taken::No {
-                    self.pass(original);
+                    self.pass(packet);
                 }
             }
-            Ok(_) => self.pass(original),
+            Ok(_) => self.pass(packet),
             Err(why) if self.owns(flow.local.addr) => self.counters.on_malformed(why),
-            Err(_) => self.pass(original), // whoever it is for may judge it
+            Err(_) => self.pass(packet), // whoever it is for may judge it
         }
     }
 

@@ -131,7 +131,7 @@ impl Bench {
     fn rx(&self, flow: FlowTuple, segment: &Segment) -> RxPacket {
         let octets = emit(flow.reversed(), segment, 0).to_vec();
         let octets = Chain::copy_from(&self.shard.pool, 0, &octets).unwrap();
-        RxPacket { octets, checksum: RxChecksum::Valid, port: 5 }
+        RxPacket { octets, checksum: RxChecksum::Valid, port: 5, gso_size: 0 }
     }
 
     fn recv(&mut self, flow: FlowTuple, segment: Segment, now: Instant) {
@@ -150,7 +150,7 @@ impl Bench {
         let mut tx = self.sent(10, now);
         assert!(tx.len() <= 1);
         let octets = Chain::copy_from(&self.shard.pool, 0, &tx.pop()?.to_vec()).unwrap();
-        match parse(RxPacket { octets, checksum: RxChecksum::Valid, port: 0 }) {
+        match parse(RxPacket { octets, checksum: RxChecksum::Valid, port: 0, gso_size: 0 }) {
             Ok(Parsed::Tcp(_, segment)) => Some(segment),
             other => panic!("{other:?}"),
         }

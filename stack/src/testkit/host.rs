@@ -205,7 +205,7 @@ pub(super) fn send(packet: TxPacket, routes: &Routes, out: &mut Outbox) {
 /// A packet as it is received into `pool`, unless that is empty.
 pub(super) fn received(pool: &Pool, octets: &[u8], port: u16) -> Option<RxPacket> {
     let octets = Chain::copy_from(pool, 0, octets)?;
-    Some(RxPacket { octets, checksum: RxChecksum::Unknown, port })
+    Some(RxPacket { octets, checksum: RxChecksum::Unknown, port, gso_size: 0 })
 }
 
 impl From<CloseReason> for End {

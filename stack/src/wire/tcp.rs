@@ -46,6 +46,8 @@ pub struct RxPacket {
     pub checksum: RxChecksum,
     /// Which port it came in by; the caller's numbering.
     pub port: u16,
+    /// Octets of text per segment, where it is a super-segment and the port knows; else 0.
+    pub gso_size: u16,
 }
 
 /// A TCP packet to send: IP and TCP header in one piece, then the text by reference.

@@ -151,7 +151,7 @@ fn head() -> impl Strategy<Value = Segment> {
 }
 
 fn received(pool: &Pool, octets: &[u8], checksum: RxChecksum) -> RxPacket {
-    RxPacket { octets: Chain::copy_from(pool, 0, octets).unwrap(), checksum, port: 0 }
+    RxPacket { octets: Chain::copy_from(pool, 0, octets).unwrap(), checksum, port: 0, gso_size: 0 }
 }
 
 fn parsed(pool: &Pool, octets: &[u8], checksum: RxChecksum) -> (FlowTuple, Segment) {

@@ -175,7 +175,7 @@ impl Port for AfXdpPort {
                 let octets = std::mem::take(partial);
                 self.stats.rx_frames += 1;
                 self.stats.rx_octets += u64::from(octets.len());
-                rx.push(RxFrame { octets, checksum: self.checksum });
+                rx.push(RxFrame { octets, checksum: self.checksum, gso_size: 0 });
                 budget -= 1;
             }
             queue.rx.release();
@@ -242,10 +242,7 @@ fn send(queue: &mut Queue, pool: &Pool, frame: &mut TxFrame) -> Sent {
     if let TxBody::Tcp(packet) = &mut frame.body {
         headers.extend(finished_header(packet));
     }
-    let octets = match &frame.body {
-        TxBody::Tcp(packet) => &packet.text,
-        TxBody::Whole(octets) => octets,
-    };
+    let octets = frame.body.octets();
     match send_in_place(queue, pool, &headers, octets) {
         Some(()) => Sent::InPlace,
         None => copy(queue, pool, &headers, octets),
