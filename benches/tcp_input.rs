@@ -7,6 +7,7 @@ use stack::buf::{Chain, Pool};
 use stack::tcp::{Opening, OptionRoom, SynReceived, SynReceivedOutcome, Tcb, TcpConfig};
 use stack::time::Instant;
 use stack::wire::{Control, Options, Segment, SegmentOptions, SeqNum, SynOptions, Timestamps};
+use std::rc::Rc;
 
 /// An established flow that expects `template` next.
 fn established(template: &Segment, now: Instant) -> Box<Tcb> {
@@ -27,7 +28,7 @@ fn established(template: &Segment, now: Instant) -> Box<Tcb> {
         ..template.clone()
     };
     let opening = Opening { iss: SeqNum(0), ts_offset: 0 };
-    let mut half_open = SynReceived::new(&TcpConfig::default(), &syn, opening, 0, now);
+    let mut half_open = SynReceived::new(&Rc::new(TcpConfig::default()), &syn, opening, 0, now);
     half_open.answer(Chain::new(), now);
     while half_open.poll_transmit(now).is_some() {}
     let ack = Segment { text: Chain::new(), push: false, ..template.clone() };

@@ -1,57 +1,61 @@
 //! Instants and short stamps. Time is an argument everywhere in this crate: only the run loop reads a clock.
 #![forbid(unsafe_code)]
 
+use core::num::NonZeroU64;
 use core::ops::{Add, AddAssign, Sub};
 pub use core::time::Duration;
 
-/// A point on a monotonic clock whose origin is the caller's, in nanoseconds.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Instant(u64);
+/// A point on a monotonic clock whose origin is the caller's, in nanoseconds. Held as one more than that, so that an
+/// `Option` of it takes no more room: most of what a flow knows is when something happened, if it did.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Instant(NonZeroU64);
+
+const _: () = assert!(size_of::<Option<Instant>>() == 8);
 
 impl Instant {
     /// The clock's origin.
-    pub const ZERO: Instant = Instant(0);
+    pub const ZERO: Instant = Instant::from_nanos(0);
 
     /// `ns` nanoseconds after the origin.
     pub const fn from_nanos(ns: u64) -> Self {
-        Instant(ns)
+        Instant(NonZeroU64::MIN.saturating_add(ns))
     }
 
     /// `us` microseconds after the origin.
     pub const fn from_micros(us: u64) -> Self {
-        Instant(us * 1_000)
+        Instant::from_nanos(us * 1_000)
     }
 
     /// `ms` milliseconds after the origin.
     pub const fn from_millis(ms: u64) -> Self {
-        Instant(ms * 1_000_000)
+        Instant::from_nanos(ms * 1_000_000)
     }
 
     /// Nanoseconds since the origin.
     pub const fn as_nanos(self) -> u64 {
-        self.0
+        self.0.get() - 1
     }
 
     /// Whole microseconds since the origin.
     pub const fn as_micros(self) -> u64 {
-        self.0 / 1_000
+        self.as_nanos() / 1_000
     }
 
     /// Whole milliseconds since the origin.
     pub const fn as_millis(self) -> u64 {
-        self.0 / 1_000_000
+        self.as_nanos() / 1_000_000
     }
 
     /// Time elapsed since `earlier`, zero if `earlier` is in fact later.
     pub const fn since(self, earlier: Instant) -> Duration {
-        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+        Duration::from_nanos(self.0.get().saturating_sub(earlier.0.get()))
     }
 }
 
 impl Add<Duration> for Instant {
     type Output = Instant;
     fn add(self, d: Duration) -> Instant {
-        Instant(self.0.saturating_add(u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)))
+        Instant(self.0.saturating_add(nanos(d)))
     }
 }
 
@@ -64,13 +68,23 @@ impl AddAssign<Duration> for Instant {
 impl Sub<Duration> for Instant {
     type Output = Instant;
     fn sub(self, d: Duration) -> Instant {
-        Instant(self.0.saturating_sub(u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)))
+        Instant::from_nanos(self.as_nanos().saturating_sub(nanos(d)))
     }
+}
+
+impl Default for Instant {
+    fn default() -> Instant {
+        Instant::ZERO
+    }
+}
+
+fn nanos(d: Duration) -> u64 {
+    u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl core::fmt::Debug for Instant {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(f, "{}.{:06}s", self.0 / 1_000_000_000, self.0 / 1_000 % 1_000_000)
+        write!(f, "{}.{:06}s", self.as_micros() / 1_000_000, self.as_micros() % 1_000_000)
     }
 }
 

@@ -8,7 +8,7 @@ use super::info::{Mode, Origin};
 use super::leg::{Leg, TcpLeg};
 use super::policy::{Mcp, Source};
 use crate::buf::Chain;
-use crate::mptcp::{Connection, Key, MptcpConfig};
+use crate::mptcp::{Connection, Key, SharedConfig};
 use crate::shard::{Cx, Limits, Opened, Refusal, Session, Stage};
 use crate::tcp::Stream;
 use crate::time::{Duration, Instant};
@@ -324,7 +324,7 @@ pub(super) fn connect_plainly(
 }
 
 fn connect_mptcp(
-    cfg: &Rc<MptcpConfig>,
+    cfg: &Rc<SharedConfig>,
     flow: FlowTuple,
     text: Chain,
     cx: &mut Cx<'_>,

@@ -3,7 +3,7 @@
 
 use super::config::{McpConfig, SourceMode, Transport};
 use super::negative_cache::NegativeCache;
-use crate::mptcp::{MptcpConfig, MptcpCounters};
+use crate::mptcp::{MptcpConfig, MptcpCounters, SharedConfig};
 use crate::shard::Cx;
 use crate::tcp::TcpConfig;
 use crate::wire::{Endpoint, FlowTuple};
@@ -14,11 +14,11 @@ use core::net::IpAddr;
 pub struct Mcp {
     pub(super) config: Rc<McpConfig>,
     /// TCP legs: MSS clamped, buffers limited.
-    pub(super) tcp: TcpConfig,
+    pub(super) tcp: Rc<TcpConfig>,
     /// MPTCP legs.
-    pub(super) mptcp: Rc<MptcpConfig>,
+    pub(super) mptcp: Rc<SharedConfig>,
     /// MPTCP legs towards a dMCP: without MP_CAPABLE there is no conversion, so a SYN never goes without.
-    pub(super) explicit: Rc<MptcpConfig>,
+    pub(super) explicit: Rc<SharedConfig>,
     pub(super) avoided: NegativeCache,
     pub(super) counters: MptcpCounters,
 }
@@ -39,9 +39,9 @@ impl From<McpConfig> for Mcp {
         };
         let explicit = MptcpConfig { syn_retrans_before_tcp_fallback: u8::MAX, ..mptcp.clone() };
         Mcp {
-            tcp,
-            mptcp: Rc::new(mptcp),
-            explicit: Rc::new(explicit),
+            tcp: Rc::new(tcp),
+            mptcp: Rc::new(mptcp.into()),
+            explicit: Rc::new(explicit.into()),
             avoided: NegativeCache::new(config.remotes.len(), config.negative_cache_ttl),
             counters: MptcpCounters::default(),
             config: Rc::new(config),

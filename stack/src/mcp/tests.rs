@@ -156,8 +156,12 @@ fn opening() -> Opening {
     Opening { iss: SeqNum(0xffff_f000), ts_offset: 0 }
 }
 
-fn host_tcp() -> TcpConfig {
-    TcpConfig { receive_buffer: 1 << 20, send_buffer: 64 << 10, ..TcpConfig::default() }
+fn host_tcp() -> Rc<TcpConfig> {
+    Rc::new(TcpConfig {
+        receive_buffer: 1 << 20,
+        send_buffer: 64 << 10,
+        ..TcpConfig::default()
+    })
 }
 
 impl Host {
@@ -304,7 +308,7 @@ impl Fake {
         let text = segment.text.len();
         let mut mptcp = |accept: u32, answer: &[u8]| {
             let key = Key(self.rng.u64());
-            let cfg = Rc::new(MptcpConfig::default());
+            let cfg = Rc::new(MptcpConfig::default().into());
             let rng = &mut self.rng;
             let c = Connection::accept(cfg, key, flow, &segment, accept, rng, now);
             let mut c = c.unwrap();

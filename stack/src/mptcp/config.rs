@@ -1,13 +1,14 @@
 //! What a connection is told when it is made.
 #![forbid(unsafe_code)]
 
-use crate::tcp::TcpConfig;
+use crate::tcp::{RightEdge, TcpConfig};
 use crate::time::Duration;
 use crate::wire::Prefix;
+use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::net::IpAddr;
 
-/// Parameters of a connection, shared by all connections of a shard.
+/// Parameters of a connection.
 #[derive(Clone, Debug)]
 pub struct MptcpConfig {
     /// Every subflow's TCP; `window` is overridden, as the window belongs to the connection.
@@ -46,6 +47,32 @@ impl Default for MptcpConfig {
             receive_buffer: 4 << 20,
             addresses: Vec::new(),
         }
+    }
+}
+
+/// Parameters as the connections of a shard share them, with those of their subflows' TCP made once for all.
+#[derive(Debug)]
+pub struct SharedConfig {
+    config: MptcpConfig,
+    /// Every subflow's: the window is the connection's.
+    pub(super) subflow: Rc<TcpConfig>,
+}
+
+impl From<MptcpConfig> for SharedConfig {
+    fn from(config: MptcpConfig) -> SharedConfig {
+        let subflow = TcpConfig {
+            window: RightEdge::Shared,
+            receive_buffer: config.receive_buffer,
+            ..config.tcp.clone()
+        };
+        SharedConfig { config, subflow: Rc::new(subflow) }
+    }
+}
+
+impl core::ops::Deref for SharedConfig {
+    type Target = MptcpConfig;
+    fn deref(&self) -> &MptcpConfig {
+        &self.config
     }
 }
 

@@ -1,7 +1,7 @@
 //! One Multipath TCP connection: what its owner sees of it.
 #![forbid(unsafe_code)]
 
-use super::config::MptcpConfig;
+use super::config::SharedConfig;
 use super::fallback::{FallbackCause, Infinite};
 use super::info::{MptcpCounters, MptcpInfo, SubflowInfo};
 use super::key::Key;
@@ -10,7 +10,7 @@ use super::reinjection::SendQueue;
 use super::state::DataState;
 use super::subflow::{Stage, Subflow};
 use crate::buf::Chain;
-use crate::tcp::{CloseReason, Phase, Reassembly, RightEdge, TcpConfig, TimeWait, TxSegment};
+use crate::tcp::{CloseReason, Phase, Reassembly, TimeWait, TxSegment};
 use crate::time::{Instant, earliest};
 use crate::wire::{Dsn, FlowTuple, ResetReason, Segment};
 use alloc::boxed::Box;
@@ -97,7 +97,7 @@ pub(super) struct Receive {
 /// that changes something, drain `poll_event` and `poll_transmit`, and look at `deadline`.
 #[derive(Debug)]
 pub struct Connection {
-    pub(super) cfg: Rc<MptcpConfig>,
+    pub(super) cfg: Rc<SharedConfig>,
     pub(super) role: Role,
     pub(super) mode: Mode,
     pub(super) key: Key,
@@ -147,7 +147,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    pub(super) fn blank(cfg: Rc<MptcpConfig>, role: Role, key: Key, flow: FlowTuple) -> Connection {
+    pub(super) fn blank(cfg: Rc<SharedConfig>, role: Role, key: Key, flow: FlowTuple) -> Connection {
         let idsn = key.idsn();
         Connection {
             role,
@@ -193,15 +193,6 @@ impl Connection {
             bytes_received: 0,
             bytes_acked: 0,
             cfg,
-        }
-    }
-
-    /// TCP's parameters for a subflow: the window is the connection's.
-    pub(super) fn subflow_config(&self) -> TcpConfig {
-        TcpConfig {
-            window: RightEdge::Shared,
-            receive_buffer: self.cfg.receive_buffer,
-            ..self.cfg.tcp.clone()
         }
     }
 

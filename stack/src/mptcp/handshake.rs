@@ -1,7 +1,7 @@
 //! MP_CAPABLE and MP_JOIN handshakes (RFC 8684 3.1, 3.2).
 #![forbid(unsafe_code)]
 
-use super::config::MptcpConfig;
+use super::config::SharedConfig;
 use super::connection::{Connection, Event, Mode, Peer, Receive, Role};
 use super::fallback::FallbackCause;
 use super::key::{Key, join_hmac, left64, left160, same};
@@ -91,7 +91,7 @@ impl Connection {
     /// Opens a connection: a SYN with MP_CAPABLE, carrying `syn_text` outside of the data sequence space (RFC 8684
     /// Appendix B). `key` must be unique among live connections.
     pub fn connect(
-        cfg: Rc<MptcpConfig>,
+        cfg: Rc<SharedConfig>,
         key: Key,
         flow: FlowTuple,
         syn_text: Chain,
@@ -99,8 +99,7 @@ impl Connection {
         now: Instant,
     ) -> Connection {
         let mut connection = Connection::blank(cfg, Role::Initiator, key, flow);
-        let config = connection.subflow_config();
-        let syn = SynSent::new(&config, opening(draw), syn_text, now);
+                let syn = SynSent::new(&connection.cfg.subflow, opening(draw), syn_text, now);
         let stage = Stage::SynSent(Box::new(syn));
         connection.subflows.push(Subflow::new(flow, stage, Handshake::Initial, (0, 0)));
         connection
@@ -109,7 +108,7 @@ impl Connection {
     /// Takes a SYN in, accepting the first `accept_text` octets of its payload, and says nothing until
     /// [`Connection::answer`]. `None`: its MP_CAPABLE is unusable, the caller goes on with plain TCP.
     pub fn accept(
-        cfg: Rc<MptcpConfig>,
+        cfg: Rc<SharedConfig>,
         key: Key,
         flow: FlowTuple,
         syn: &Segment,
@@ -126,8 +125,7 @@ impl Connection {
         connection.paths.initial_remote_forbidden = capable.flags & MP_CAPABLE_NO_JOIN_HERE != 0;
         connection.accept_text = accept_text;
         connection.counters.MPCapableSYNRX += 1;
-        let config = connection.subflow_config();
-        let held = SynReceived::new(&config, syn, opening(rng), accept_text, now);
+                let held = SynReceived::new(&connection.cfg.subflow, syn, opening(rng), accept_text, now);
         let stage = Stage::SynReceived(Box::new(held));
         let mut subflow = Subflow::new(flow, stage, Handshake::Initial, (0, 0));
         subflow.peer_scale = scale_of(&syn.options);
@@ -204,8 +202,7 @@ impl Connection {
         let nonce = rng.u32();
         let answer = left64(&join_hmac(self.key, peer.key, nonce, peer_nonce));
         let expected = left160(&join_hmac(peer.key, self.key, peer_nonce, nonce));
-        let config = self.subflow_config();
-        let mut held = SynReceived::new(&config, syn, opening(rng), 0, now);
+                let mut held = SynReceived::new(&self.cfg.subflow, syn, opening(rng), 0, now);
         held.answer(Chain::new(), now);
         let handshake = Handshake::JoinReceived { nonce, answer, expected };
         let ids = (self.paths.local_id(flow.local.addr), remote_id);

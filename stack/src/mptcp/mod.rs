@@ -23,7 +23,7 @@ mod subflow;
 #[cfg(test)]
 mod tests;
 
-pub use config::{LocalAddress, MptcpConfig};
+pub use config::{LocalAddress, MptcpConfig, SharedConfig};
 pub use connection::{Connection, Event};
 pub use fallback::FallbackCause;
 pub use handshake::{JoinRefusal, refuse_join};

@@ -1,7 +1,7 @@
 //! Which subflows there should be: joins from our addresses, addresses announced both ways (RFC 8684 3.2, 3.4).
 #![forbid(unsafe_code)]
 
-use super::config::MptcpConfig;
+use super::config::SharedConfig;
 use super::connection::{Connection, Event, Mode, Role};
 use super::handshake::opening;
 use super::key::{add_addr_hmac, same};
@@ -50,7 +50,7 @@ struct Announcement {
 /// Paths and addresses of one connection.
 #[derive(Debug)]
 pub(super) struct PathManager {
-    cfg: Rc<MptcpConfig>,
+    cfg: Rc<SharedConfig>,
     first: FlowTuple,
     /// Flag C of the peer: no joins to the address and port it was sent from.
     pub initial_remote_forbidden: bool,
@@ -61,7 +61,7 @@ pub(super) struct PathManager {
 }
 
 impl PathManager {
-    pub(super) fn new(cfg: &Rc<MptcpConfig>, first: FlowTuple) -> PathManager {
+    pub(super) fn new(cfg: &Rc<SharedConfig>, first: FlowTuple) -> PathManager {
         PathManager {
             cfg: cfg.clone(),
             first,
@@ -214,8 +214,7 @@ impl Connection {
     fn open_path(&mut self, p: usize, rng: &mut Rng, now: Instant) {
         let full = self.subflows.len() >= usize::from(self.cfg.max_subflows);
         let local_port = self.first.local.port;
-        let config = self.subflow_config();
-        let Some(path) = self.paths.paths.get_mut(p) else { return };
+                let Some(path) = self.paths.paths.get_mut(p) else { return };
         if full {
             path.next = Some(now + MIN_BACKOFF);
             return;
@@ -226,7 +225,7 @@ impl Connection {
         if self.index_of(flow).is_some() {
             return;
         }
-        let syn = SynSent::new(&config, opening(rng), Chain::new(), now);
+        let syn = SynSent::new(&self.cfg.subflow, opening(rng), Chain::new(), now);
         let handshake = Handshake::JoinSent { nonce: rng.u32() };
         let ids = (self.paths.local_id(flow.local.addr), remote_id);
         let mut subflow = Subflow::new(flow, Stage::SynSent(Box::new(syn)), handshake, ids);
@@ -336,13 +335,14 @@ impl Connection {
 
 #[cfg(test)]
 mod tests {
+    use super::super::config::MptcpConfig;
     use super::*;
 
     #[test]
     fn a_peer_cannot_make_us_want_ever_more_paths() {
         let end = |port| Endpoint::new(IpAddr::from([10, 0, 1, 1]), port);
         let first = FlowTuple { local: end(1), remote: end(2) };
-        let mut paths = PathManager::new(&Rc::new(MptcpConfig::default()), first);
+        let mut paths = PathManager::new(&Rc::new(MptcpConfig::default().into()), first);
         for port in 1..1000 {
             paths.want(first.local.addr, end(port), 7, Instant::ZERO);
         }

@@ -52,7 +52,7 @@ enum End {
 }
 
 struct Host {
-    cfg: Rc<MptcpConfig>,
+    cfg: Rc<SharedConfig>,
     end: End,
     rng: Rng,
     to_send: u64,
@@ -122,7 +122,7 @@ impl Host {
     fn new(cfg: MptcpConfig, seed: u64) -> Host {
         Host {
             window: cfg.receive_buffer,
-            cfg: Rc::new(cfg),
+            cfg: Rc::new(cfg.into()),
             end: End::Nobody,
             rng: Rng::from_number(seed),
             to_send: 0,
@@ -385,7 +385,7 @@ impl Sim {
                     }
                     None => {
                         let opening = handshake::opening(&mut host.rng);
-                        let mut s = Stream::accept(&host.cfg.tcp, &segment, opening, self.now);
+                        let mut s = Stream::accept(&Rc::new(host.cfg.tcp.clone()), &segment, opening, self.now);
                         s.answer(self.now);
                         End::Plain(Box::new(s))
                     }

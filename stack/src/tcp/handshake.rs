@@ -12,6 +12,7 @@ use crate::wire::{
     WindowScale, WindowSize,
 };
 use alloc::boxed::Box;
+use alloc::rc::Rc;
 
 /// MSS of a peer that tells none (RFC 9293 3.7.1).
 const DEFAULT_MSS: u16 = 536;
@@ -158,7 +159,7 @@ fn stamp(opening: Opening, now: Instant) -> u32 {
 /// SYN-SENT.
 #[derive(Debug)]
 pub struct SynSent {
-    cfg: TcpConfig,
+    cfg: Rc<TcpConfig>,
     opening: Opening,
     text: Chain,
     attempt: Attempt,
@@ -187,7 +188,7 @@ pub enum SynSentOutcome {
 
 impl SynSent {
     /// Opens actively; the SYN carries `text`. Poll for the SYN.
-    pub fn new(cfg: &TcpConfig, opening: Opening, text: Chain, _now: Instant) -> SynSent {
+    pub fn new(cfg: &Rc<TcpConfig>, opening: Opening, text: Chain, _now: Instant) -> SynSent {
         SynSent { cfg: cfg.clone(), opening, text, attempt: Attempt::new(), reply: None }
     }
 
@@ -287,7 +288,7 @@ enum Answer {
 /// SYN-RECEIVED: silent until it is answered or refused.
 #[derive(Debug)]
 pub struct SynReceived {
-    cfg: TcpConfig,
+    cfg: Rc<TcpConfig>,
     opening: Opening,
     agreed: Agreed,
     /// RCV.NXT, and the end of all the SYN carried.
@@ -314,7 +315,7 @@ pub enum SynReceivedOutcome {
 impl SynReceived {
     /// Holds `syn`, of whose text the first `accept_text` octets are taken (by the owner) and will be acknowledged.
     pub fn new(
-        cfg: &TcpConfig,
+        cfg: &Rc<TcpConfig>,
         syn: &Segment,
         opening: Opening,
         accept_text: u32,

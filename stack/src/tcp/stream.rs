@@ -9,6 +9,7 @@ use crate::buf::Chain;
 use crate::time::Instant;
 use crate::wire::{Segment, SeqNum};
 use alloc::boxed::Box;
+use alloc::rc::Rc;
 
 /// Where an endpoint is in its life.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,7 +47,7 @@ struct Early {
 #[derive(Debug)]
 pub struct Stream {
     life: Life,
-    cfg: TcpConfig,
+    cfg: Rc<TcpConfig>,
     early: Early,
     inbox: Reassembly<SeqNum>,
     fin_received: bool,
@@ -55,7 +56,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    fn new(cfg: &TcpConfig, life: Life) -> Stream {
+    fn new(cfg: &Rc<TcpConfig>, life: Life) -> Stream {
         Stream {
             life,
             early: Early::default(),
@@ -67,17 +68,17 @@ impl Stream {
     }
 
     /// Opens actively.
-    pub fn connect(cfg: &TcpConfig, opening: Opening, now: Instant) -> Stream {
+    pub fn connect(cfg: &Rc<TcpConfig>, opening: Opening, now: Instant) -> Stream {
         Stream::new(cfg, Life::SynSent(SynSent::new(cfg, opening, Chain::new(), now)))
     }
 
     /// Holds a SYN; its text, if any, is not taken.
-    pub fn accept(cfg: &TcpConfig, syn: &Segment, opening: Opening, now: Instant) -> Stream {
+    pub fn accept(cfg: &Rc<TcpConfig>, syn: &Segment, opening: Opening, now: Instant) -> Stream {
         Stream::new(cfg, Life::SynReceived(SynReceived::new(cfg, syn, opening, 0, now)))
     }
 
     /// An endpoint around a flow whose handshake somebody else made. Text of the handshake is theirs.
-    pub fn from_tcb(cfg: &TcpConfig, tcb: Box<Tcb>) -> Stream {
+    pub fn from_tcb(cfg: &Rc<TcpConfig>, tcb: Box<Tcb>) -> Stream {
         let nxt = tcb.rcv_nxt();
         let mut stream = Stream::new(cfg, Life::Flow(tcb));
         stream.inbox = Reassembly::new(nxt);

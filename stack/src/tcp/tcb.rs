@@ -13,6 +13,7 @@ use super::{
 use crate::buf::Chain;
 use crate::time::{Duration, Instant};
 use crate::wire::{SackBlock, SeqNum, UnscaledWindow, WindowScale, WindowSize};
+use alloc::rc::Rc;
 use arrayvec::ArrayVec;
 
 /// Octets of the Timestamps option with its padding.
@@ -116,7 +117,7 @@ pub(super) struct Sums {
 /// A flow in a synchronized state. Arguments down, values up: it calls nobody and reads no clock.
 #[derive(Debug)]
 pub struct Tcb {
-    pub(super) cfg: TcpConfig,
+    pub(super) cfg: Rc<TcpConfig>,
     pub(super) state: State,
     pub(super) agreed: Agreed,
     pub(super) snd: SendWindow,
@@ -211,7 +212,7 @@ pub(super) struct Start {
 }
 
 impl Tcb {
-    pub(super) fn new(cfg: &TcpConfig, start: Start, now: Instant) -> Tcb {
+    pub(super) fn new(cfg: &Rc<TcpConfig>, start: Start, now: Instant) -> Tcb {
         let agreed = start.agreed;
         let stamps = if agreed.timestamps.is_some() { TIMESTAMPS_LEN } else { 0 };
         let mss = u32::from(agreed.peer_mss.min(cfg.mss)) - stamps;

@@ -11,6 +11,7 @@ use crate::wire::{
     SeqNum, TxPacket, emit, parse, segment_packet,
 };
 use alloc::collections::BTreeMap;
+use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::net::IpAddr;
 
@@ -55,7 +56,7 @@ struct Connection {
 /// A host with any number of addresses, interface 0 unless routes say otherwise.
 pub struct TcpHost {
     address: IpAddr,
-    config: TcpConfig,
+    config: Rc<TcpConfig>,
     pool: Pool,
     rng: Rng,
     routes: Routes,
@@ -74,7 +75,7 @@ impl TcpHost {
     pub fn new(address: IpAddr, config: TcpConfig, rng: Rng) -> TcpHost {
         TcpHost {
             address,
-            config,
+            config: Rc::new(config),
             pool: Pool::new(8_192, CHUNK),
             rng,
             routes: Routes::new().add("0.0.0.0/0", 0).add("::/0", 0),

@@ -9,6 +9,7 @@ use crate::wire::{
 };
 use alloc::boxed::Box;
 use alloc::format;
+use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -57,7 +58,7 @@ fn full_options() -> SynOptions {
 /// Connected with an RTT of 100 ms at time 1.1 s; the ACK of the handshake is out.
 fn established_with(cfg: TcpConfig, options: SynOptions) -> Host {
     let pool = Pool::new(2000, 1600);
-    let mut syn = SynSent::new(&cfg, OPENING, Chain::new(), Instant::from_millis(1000));
+    let mut syn = SynSent::new(&Rc::new(cfg), OPENING, Chain::new(), Instant::from_millis(1000));
     assert!(syn.poll_transmit(Instant::from_millis(1000)).is_some());
     let now = Instant::from_millis(1100);
     let SynSentOutcome::Established { mut tcb, .. } = syn.on_segment(syn_ack(options), now) else {
@@ -774,7 +775,7 @@ fn keepalive_probes_an_idle_peer_and_does_not_decide_on_one() {
 // Handshake.
 
 fn open(cfg: &TcpConfig, text: Chain) -> SynSent {
-    SynSent::new(cfg, OPENING, text, Instant::ZERO)
+    SynSent::new(&Rc::new(cfg.clone()), OPENING, text, Instant::ZERO)
 }
 
 #[test]
@@ -844,7 +845,7 @@ fn their_syn(text: Chain) -> Segment {
 #[test]
 fn a_held_syn_is_silent_until_answered() {
     let now = Instant::ZERO;
-    let mut held = SynReceived::new(&config(), &their_syn(Chain::new()), OPENING, 0, now);
+    let mut held = SynReceived::new(&Rc::new(config()), &their_syn(Chain::new()), OPENING, 0, now);
     assert!(held.poll_transmit(now).is_none());
     held.on_segment(&their_syn(Chain::new()), now);
     assert!(held.poll_transmit(now).is_none());
@@ -865,7 +866,7 @@ fn a_held_syn_is_silent_until_answered() {
 fn a_refused_syn_gets_rst_and_ack() {
     let pool = Pool::new(1, 100);
     let syn = their_syn(Chain::copy_from(&pool, 0, b"abc").unwrap());
-    let mut held = SynReceived::new(&config(), &syn, OPENING, 3, Instant::ZERO);
+    let mut held = SynReceived::new(&Rc::new(config()), &syn, OPENING, 3, Instant::ZERO);
     held.refuse();
     let tx = held.poll_transmit(Instant::ZERO).unwrap();
     assert_eq!((tx.segment.control, tx.segment.ack), (Control::Rst, Some(THEM + 3)));
@@ -876,7 +877,7 @@ fn a_refused_syn_gets_rst_and_ack() {
 fn unacknowledged_syn_ack_text_is_sent_again() {
     let pool = Pool::new(2, 100);
     let now = Instant::ZERO;
-    let mut held = SynReceived::new(&config(), &their_syn(Chain::new()), OPENING, 0, now);
+    let mut held = SynReceived::new(&Rc::new(config()), &their_syn(Chain::new()), OPENING, 0, now);
     held.answer(Chain::copy_from(&pool, 0, b"hello").unwrap(), now);
     assert_eq!(held.poll_transmit(now).unwrap().segment.text.len(), 5);
     // Linux discards it and acknowledges the SYN alone (SPEC T15).
@@ -894,7 +895,7 @@ fn simultaneous_open_establishes_both() {
     let now = Instant::ZERO;
     let other = Opening { iss: IRS, ts_offset: 5 };
     let mut a = open(&config(), Chain::new());
-    let mut b = SynSent::new(&config(), other, Chain::new(), now);
+    let mut b = SynSent::new(&Rc::new(config()), other, Chain::new(), now);
     let (syn_a, syn_b) = (a.poll_transmit(now).unwrap(), b.poll_transmit(now).unwrap());
     let SynSentOutcome::Simultaneous(mut a) = a.on_segment(syn_b.segment, now) else { panic!() };
     let SynSentOutcome::Simultaneous(mut b) = b.on_segment(syn_a.segment, now) else { panic!() };

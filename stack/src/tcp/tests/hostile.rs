@@ -7,6 +7,7 @@ use crate::wire::{
     Control, Options, SackBlock, Segment, SegmentOptions, SeqNum, SynOptions, Timestamps,
     UnscaledWindow,
 };
+use alloc::rc::Rc;
 use proptest::prelude::*;
 
 #[derive(Clone, Debug)]
@@ -42,7 +43,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn establish(cfg: &TcpConfig, iss: SeqNum) -> alloc::boxed::Box<Tcb> {
+fn establish(cfg: &Rc<TcpConfig>, iss: SeqNum) -> alloc::boxed::Box<Tcb> {
     let mut syn = SynSent::new(cfg, Opening { iss, ts_offset: 9 }, Chain::new(), Instant::ZERO);
     syn.poll_transmit(Instant::ZERO);
     let answer = Segment {
@@ -80,6 +81,7 @@ proptest! {
         let pool = Pool::new(1000, 1600);
         let window = if shared { RightEdge::Shared } else { RightEdge::NeverRetreats };
         let cfg = TcpConfig { mss: 1000, sack, timestamps, gso_max: gso, window, receive_buffer: 60_000, ..Default::default() };
+        let cfg = Rc::new(cfg);
         let mut now = Instant::from_millis(30);
         let mut tcb = establish(&cfg, SeqNum(iss));
         let mut edge = None;

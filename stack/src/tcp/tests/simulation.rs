@@ -6,6 +6,7 @@ use crate::rng::Rng;
 use crate::time::{Duration, Instant, earliest};
 use crate::wire::{Control, Options, Segment, SeqNum};
 use alloc::collections::BTreeMap;
+use alloc::rc::Rc;
 use alloc::vec::Vec;
 use proptest::prelude::*;
 
@@ -99,7 +100,7 @@ struct Net {
     ends: [Stream; 2],
     wires: [Wire; 2],
     server: Option<Opening>,
-    cfg: TcpConfig,
+    cfg: Rc<TcpConfig>,
     rng: Rng,
     now: Instant,
     checks: bool,
@@ -111,6 +112,7 @@ impl Net {
         let mut draw = || Opening { iss: SeqNum(rng.u32()), ts_offset: rng.u32() };
         let (a, b) = (draw(), draw());
         let now = Instant::from_millis(1000);
+        let cfg = cfg.clone().map(Rc::new);
         let client = Stream::connect(&cfg[0], a, now);
         // Replaced when the SYN arrives.
         let server = Stream::connect(&cfg[1], b, now);
