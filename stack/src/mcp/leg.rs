@@ -15,7 +15,7 @@ use alloc::boxed::Box;
 #[derive(Debug)]
 pub enum Leg {
     /// One TCP flow.
-    Tcp(TcpLeg),
+    Tcp(Box<TcpLeg>),
     /// An MPTCP connection, or the TCP flow that it fell back to.
     Mptcp(Box<Connection>),
 }
@@ -26,7 +26,7 @@ pub struct TcpLeg {
     /// The flow.
     pub flow: FlowTuple,
     /// Its endpoint.
-    pub stream: Box<Stream>,
+    pub stream: Stream,
     /// Our SYN's number, so that forged ICMP errors can be told from true ones.
     pub iss: SeqNum,
 }

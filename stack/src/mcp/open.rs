@@ -147,8 +147,8 @@ impl Asked<'_> {
 
     fn near_tcp(&self, config: &Mcp, cx: &mut Cx<'_>) -> Leg {
         let opening = cx.opening(self.flow);
-        let stream = Box::new(Stream::accept(&config.tcp, self.syn, opening, cx.now));
-        Leg::Tcp(TcpLeg { flow: self.flow, stream, iss: opening.iss })
+        let stream = Stream::accept(&config.tcp, self.syn, opening, cx.now);
+        Leg::Tcp(Box::new(TcpLeg { flow: self.flow, stream, iss: opening.iss }))
     }
 
     fn parts(&self, config: &Mcp, origin: Origin, mode: Mode, near: Leg, far: Leg) -> Parts {
@@ -319,8 +319,8 @@ pub(super) fn connect_plainly(
 ) -> Option<Leg> {
     let flow = config.far_flow(source, Transport::Tcp, client, server, cx)?;
     let opening = cx.opening(flow);
-    let stream = Box::new(Stream::connect(&config.tcp, opening, cx.now));
-    Some(Leg::Tcp(TcpLeg { flow, stream, iss: opening.iss }))
+    let stream = Stream::connect(&config.tcp, opening, cx.now);
+    Some(Leg::Tcp(Box::new(TcpLeg { flow, stream, iss: opening.iss })))
 }
 
 fn connect_mptcp(

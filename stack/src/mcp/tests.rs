@@ -157,11 +157,7 @@ fn opening() -> Opening {
 }
 
 fn host_tcp() -> Rc<TcpConfig> {
-    Rc::new(TcpConfig {
-        receive_buffer: 1 << 20,
-        send_buffer: 64 << 10,
-        ..TcpConfig::default()
-    })
+    Rc::new(TcpConfig { receive_buffer: 1 << 20, send_buffer: 64 << 10, ..TcpConfig::default() })
 }
 
 impl Host {

@@ -147,7 +147,12 @@ pub struct Connection {
 }
 
 impl Connection {
-    pub(super) fn blank(cfg: Rc<SharedConfig>, role: Role, key: Key, flow: FlowTuple) -> Connection {
+    pub(super) fn blank(
+        cfg: Rc<SharedConfig>,
+        role: Role,
+        key: Key,
+        flow: FlowTuple,
+    ) -> Connection {
         let idsn = key.idsn();
         Connection {
             role,

@@ -99,7 +99,7 @@ impl Connection {
         now: Instant,
     ) -> Connection {
         let mut connection = Connection::blank(cfg, Role::Initiator, key, flow);
-                let syn = SynSent::new(&connection.cfg.subflow, opening(draw), syn_text, now);
+        let syn = SynSent::new(&connection.cfg.subflow, opening(draw), syn_text, now);
         let stage = Stage::SynSent(Box::new(syn));
         connection.subflows.push(Subflow::new(flow, stage, Handshake::Initial, (0, 0)));
         connection
@@ -125,7 +125,7 @@ impl Connection {
         connection.paths.initial_remote_forbidden = capable.flags & MP_CAPABLE_NO_JOIN_HERE != 0;
         connection.accept_text = accept_text;
         connection.counters.MPCapableSYNRX += 1;
-                let held = SynReceived::new(&connection.cfg.subflow, syn, opening(rng), accept_text, now);
+        let held = SynReceived::new(&connection.cfg.subflow, syn, opening(rng), accept_text, now);
         let stage = Stage::SynReceived(Box::new(held));
         let mut subflow = Subflow::new(flow, stage, Handshake::Initial, (0, 0));
         subflow.peer_scale = scale_of(&syn.options);
@@ -202,7 +202,7 @@ impl Connection {
         let nonce = rng.u32();
         let answer = left64(&join_hmac(self.key, peer.key, nonce, peer_nonce));
         let expected = left160(&join_hmac(peer.key, self.key, peer_nonce, nonce));
-                let mut held = SynReceived::new(&self.cfg.subflow, syn, opening(rng), 0, now);
+        let mut held = SynReceived::new(&self.cfg.subflow, syn, opening(rng), 0, now);
         held.answer(Chain::new(), now);
         let handshake = Handshake::JoinReceived { nonce, answer, expected };
         let ids = (self.paths.local_id(flow.local.addr), remote_id);
@@ -226,6 +226,7 @@ impl Connection {
         let Stage::SynSent(syn) = &mut sf.stage else { return };
         let options = seg.options.mptcp().clone();
         let (scale, window) = (scale_of(&seg.options), seg.window.0);
+        let iss = syn.iss();
         match syn.on_segment(seg, now) {
             SynSentOutcome::Nothing => {}
             SynSentOutcome::Refused(why) => {
@@ -241,7 +242,7 @@ impl Connection {
             SynSentOutcome::Established { tcb, acked_text, text } => {
                 sf.peer_scale = scale;
                 sf.rx_base = tcb.rcv_nxt() - 1;
-                sf.tx_base = tcb.iss() + acked_text;
+                sf.tx_base = iss + acked_text;
                 sf.tx_next = tcb.snd_una() + tcb.queued();
                 sf.stage = Stage::Open(tcb);
                 match sf.handshake {
@@ -362,8 +363,9 @@ impl Connection {
         let Some(sf) = self.subflows.get_mut(i) else { return };
         let initial = matches!(sf.handshake, Handshake::Initial);
         let (accepted, answered) = if initial { (accepted, answered) } else { (0, 0) };
-        sf.rx_base = tcb.irs() + accepted;
-        sf.tx_base = tcb.iss() + answered;
+        if let Stage::SynReceived(syn) = &sf.stage {
+            (sf.rx_base, sf.tx_base) = (syn.irs() + accepted, syn.iss() + answered);
+        }
         sf.tx_next = sf.tx_base + 1;
         sf.stage = Stage::Open(tcb);
         if !initial {

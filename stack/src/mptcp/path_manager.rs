@@ -214,7 +214,7 @@ impl Connection {
     fn open_path(&mut self, p: usize, rng: &mut Rng, now: Instant) {
         let full = self.subflows.len() >= usize::from(self.cfg.max_subflows);
         let local_port = self.first.local.port;
-                let Some(path) = self.paths.paths.get_mut(p) else { return };
+        let Some(path) = self.paths.paths.get_mut(p) else { return };
         if full {
             path.next = Some(now + MIN_BACKOFF);
             return;

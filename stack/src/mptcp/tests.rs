@@ -385,7 +385,12 @@ impl Sim {
                     }
                     None => {
                         let opening = handshake::opening(&mut host.rng);
-                        let mut s = Stream::accept(&Rc::new(host.cfg.tcp.clone()), &segment, opening, self.now);
+                        let mut s = Stream::accept(
+                            &Rc::new(host.cfg.tcp.clone()),
+                            &segment,
+                            opening,
+                            self.now,
+                        );
                         s.answer(self.now);
                         End::Plain(Box::new(s))
                     }

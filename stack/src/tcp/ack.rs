@@ -30,8 +30,10 @@ impl Tcb {
             self.rto_base = now;
             self.sums.bytes_acked += u64::from(acked);
         }
-        if progress.delivered > 0 {
-            self.pto_base = now;
+        if progress.delivered > 0
+            && let Some(spell) = self.queue.spell_mut()
+        {
+            spell.pto_base = now;
         }
         self.finish_probe(ack, progress.dsack);
         self.check_spurious_timeout(seg, progress.advanced);
@@ -40,11 +42,12 @@ impl Tcb {
         } else {
             self.count_duplicates(seg, &progress)
         };
-        let recovering = matches!(self.recovery, Recovery::Fast { .. });
+        let recovering = matches!(self.recovery(), Recovery::Fast { .. });
         self.run_recovery(ack, &progress);
         if !recovering {
             self.grow(una, pipe_before, &progress, now);
         }
+        self.queue.rest();
         acked
     }
 
@@ -74,8 +77,9 @@ impl Tcb {
             }
         }
         let clean = told.clean;
-        if dsack {
-            self.rack.on_dsack(self.queue.una(), self.queue.nxt());
+        let (una_now, nxt) = (self.queue.una(), self.queue.nxt());
+        if dsack && self.queue.spell_mut().is_none_or(|s| s.begins_dsack_round(una_now, nxt)) {
+            self.rack.on_dsack();
         }
         let advanced = ack.since(una);
         let delivered = (advanced + self.queue.sacked()).saturating_sub(sacked_before);
@@ -106,70 +110,86 @@ impl Tcb {
 
     /// RFC 4015, RFC 3522: the ACK answers what was sent before the timeout.
     fn check_spurious_timeout(&mut self, seg: &Segment, advanced: u32) {
-        let Recovery::Loss { .. } = self.recovery else { return };
+        let Some(spell) = self.queue.spell_mut() else { return };
+        let Recovery::Loss { .. } = spell.recovery else { return };
         if advanced == 0 {
             return;
         }
-        let Some(undo) = self.undo.take() else { return };
+        let Some(undo) = spell.undo.take() else { return };
         let (Some(stamp), Some(ts)) = (undo.stamp, seg.options.timestamps()) else { return };
         if (ts.ecr.wrapping_sub(stamp) as i32) < 0 {
             self.congestion = undo.congestion;
+            spell.recovery = Recovery::Open;
             self.queue.unlose();
-            self.recovery = Recovery::Open;
         }
     }
 
     pub(super) fn reo_wnd(&self) -> Duration {
-        let recovering = !matches!(self.recovery, Recovery::Open);
+        let recovering = !matches!(self.recovery(), Recovery::Open);
         let sacked = self.queue.sacked() / self.mss(self.room);
         self.rack.reo_wnd(&self.rtt, recovering, sacked)
     }
 
     /// RACK (RFC 8985 6.2 step 5). Returns octets newly lost.
     pub(super) fn detect_loss(&mut self, now: Instant) -> u32 {
-        let Some((number, end, rtt)) = self.rack.newest() else { return 0 };
+        let newest = self.queue.spell().and_then(|spell| spell.newest());
+        let Some((number, end)) = newest else { return 0 };
         let before = self.queue.lost();
-        self.rack.timer = self.queue.lose_older(number, end, rtt + self.reo_wnd(), now);
+        let patience = self.rack.rtt() + self.reo_wnd();
+        let timer = self.queue.lose_older(number, end, patience, now);
+        if let Some(spell) = self.queue.spell_mut() {
+            spell.reorder_timer = timer;
+        }
         let lost = self.queue.lost() - before;
-        self.sums.lost += u64::from(lost);
+        self.count_lost(lost);
         lost
+    }
+
+    pub(super) fn count_lost(&mut self, octets: u32) {
+        if octets > 0 {
+            self.trouble().lost += u64::from(octets);
+        }
     }
 
     /// Loss detection without SACK: three duplicates, then a partial ACK at a time (RFC 6582).
     fn count_duplicates(&mut self, seg: &Segment, progress: &Progress) -> u32 {
         let mss = self.mss(self.room);
         let before = self.queue.lost();
-        if progress.advanced > 0 {
-            self.dup_acks = 0;
-            if let Recovery::Fast { point, .. } = self.recovery
-                && self.queue.una().before(point)
-            {
-                self.queue.lose_first(mss.min(self.queue.flight()));
-            }
-        } else if seg.is_empty() && self.queue.flight() > 0 {
-            self.dup_acks += 1;
-            if self.dup_acks == DUP_THRESH && matches!(self.recovery, Recovery::Open) {
-                self.queue.lose_first(mss.min(self.queue.flight()));
-            }
+        let (una, flight) = (self.queue.una(), self.queue.flight());
+        let Some(spell) = self.queue.spell_mut() else { return 0 };
+        let first_lost = if progress.advanced > 0 {
+            spell.dup_acks = 0;
+            matches!(&spell.recovery, Recovery::Fast { point, .. } if una.before(*point))
+        } else if seg.is_empty() && flight > 0 {
+            spell.dup_acks += 1;
+            spell.dup_acks == DUP_THRESH && matches!(spell.recovery, Recovery::Open)
+        } else {
+            false
+        };
+        if first_lost {
+            self.queue.lose_first(mss.min(flight));
         }
         let lost = self.queue.lost().saturating_sub(before);
-        self.sums.lost += u64::from(lost);
+        self.count_lost(lost);
         lost
     }
 
     /// Octets that duplicate ACKs say have left the network, where there is no SACK to say which.
     pub(super) fn inflight(&self) -> u32 {
-        let gone = self.dup_acks.saturating_mul(self.mss(self.room));
-        if self.agreed.sack { self.queue.pipe() } else { self.queue.pipe().saturating_sub(gone) }
+        if self.agreed.sack {
+            return self.queue.pipe();
+        }
+        let dup_acks = self.queue.spell().map_or(0, |spell| spell.dup_acks);
+        self.queue.pipe().saturating_sub(dup_acks.saturating_mul(self.mss(self.room)))
     }
 
     /// Fast recovery begins when something is lost: one reduction per round, however much is found later.
     pub(super) fn enter_recovery_if_lost(&mut self, delivered: u32) {
-        if self.queue.lost() == 0 || !matches!(self.recovery, Recovery::Open) {
+        if self.queue.lost() == 0 || !matches!(self.recovery(), Recovery::Open) {
             return;
         }
         let mss = self.mss(self.room);
-        self.sums.recoveries += 1;
+        self.trouble().recoveries += 1;
         self.congestion.on_loss(self.queue.flight(), mss);
         // RFC 9937 6: RecoverFS.
         let recover_fs = self.queue.flight() - self.queue.sacked() + delivered;
@@ -177,25 +197,28 @@ impl Tcb {
         let cwnd =
             prr.on_ack(delivered, self.inflight(), self.congestion.ssthresh(), mss, Safety::Unsafe);
         self.congestion.set_cwnd(cwnd.max(mss));
-        self.recovery = Recovery::Fast { point: self.queue.nxt(), prr };
-        self.undo = None;
+        let point = self.queue.nxt();
+        if let Some(spell) = self.queue.spell_mut() {
+            spell.recovery = Recovery::Fast { point, prr };
+            spell.undo = None;
+        }
     }
 
     fn run_recovery(&mut self, ack: SeqNum, progress: &Progress) {
-        match &mut self.recovery {
+        match self.recovery() {
             Recovery::Open => {}
             Recovery::Loss { point } if ack.before(*point) => return,
             Recovery::Fast { point, .. } if ack.before(*point) => {
                 self.reduce_rate(progress);
                 return;
             }
-            Recovery::Loss { .. } => self.recovery = Recovery::Open,
+            Recovery::Loss { .. } => self.set_recovery(Recovery::Open),
             Recovery::Fast { .. } => {
                 // At most ten segments at once; slow start has the rest of the way to ssthresh.
                 let mss = self.mss(self.room);
                 let burst = self.queue.pipe().saturating_add(10 * mss);
                 self.congestion.set_cwnd(self.congestion.ssthresh().min(burst));
-                self.recovery = Recovery::Open;
+                self.set_recovery(Recovery::Open);
                 self.rack.on_recovery_exit();
             }
         }
@@ -215,7 +238,8 @@ impl Tcb {
         } else {
             mss // a duplicate ACK: a segment has left the network
         };
-        if let Recovery::Fast { prr, .. } = &mut self.recovery
+        if let Some(spell) = self.queue.spell_mut()
+            && let Recovery::Fast { prr, .. } = &mut spell.recovery
             && delivered > 0
         {
             let cwnd = prr.on_ack(delivered, pipe, ssthresh, mss, safety);
@@ -224,14 +248,15 @@ impl Tcb {
     }
 
     fn grow(&mut self, una: SeqNum, pipe_before: u32, progress: &Progress, now: Instant) {
-        if progress.delivered == 0 || matches!(self.recovery, Recovery::Fast { .. }) {
+        if progress.delivered == 0 || matches!(self.recovery(), Recovery::Fast { .. }) {
             return;
         }
         let cwnd = self.congestion.cwnd();
         let slow_start = cwnd < self.congestion.ssthresh();
         // RFC 7661: the window was used if it stopped us in this round; slow start grants half of it besides, as one
         // can hardly fill a window that doubles.
-        let used = una.before(self.limited_until) || (slow_start && pipe_before >= cwnd / 2);
+        let limited = self.queue.spell().is_some_and(|spell| una.before(spell.limited_until));
+        let used = limited || (slow_start && pipe_before >= cwnd / 2);
         let ack = Ack {
             now,
             octets: progress.delivered,

@@ -68,8 +68,8 @@ impl Attempt {
     }
 
     /// The estimator to begin with: one measurement, unless it is not known which transmission was answered.
-    fn rtt(&self, cfg: &TcpConfig, now: Instant) -> Rtt {
-        let mut rtt = Rtt::new(cfg);
+    fn rtt(&self, now: Instant) -> Rtt {
+        let mut rtt = Rtt::new();
         match self.last_sent {
             Some(at) if self.retries == 0 => rtt.on_sample(now.since(at), now),
             _ => rtt.on_syn_timeout(),
@@ -138,8 +138,6 @@ fn agree(cfg: &TcpConfig, opening: Opening, syn: &Segment, now: Instant) -> Agre
         None => Default::default(),
     };
     Agreed {
-        iss: opening.iss,
-        irs: syn.seq,
         peer_mss: theirs.mss.unwrap_or(DEFAULT_MSS).max(MIN_MSS),
         snd_scale,
         rcv_scale,
@@ -230,7 +228,7 @@ impl SynSent {
             snd_wnd: seg.window.scale(WindowScale::new(0)),
             wl1: seg.seq,
             offered: u32::from(syn_window(&self.cfg).0).saturating_sub(seg.text.len()),
-            rtt: self.attempt.rtt(&self.cfg, now),
+            rtt: self.attempt.rtt(now),
             ack: AckOwed::Now,
         };
         SynSentOutcome::Established {
@@ -290,6 +288,7 @@ enum Answer {
 pub struct SynReceived {
     cfg: Rc<TcpConfig>,
     opening: Opening,
+    irs: SeqNum,
     agreed: Agreed,
     /// RCV.NXT, and the end of all the SYN carried.
     rcv_nxt: SeqNum,
@@ -324,6 +323,7 @@ impl SynReceived {
         SynReceived {
             cfg: cfg.clone(),
             opening,
+            irs: syn.seq,
             agreed: agree(cfg, opening, syn, now),
             rcv_nxt: syn.seq + 1 + accept_text.min(syn.text.len()),
             syn_end: syn.seq + syn.len(),
@@ -349,7 +349,7 @@ impl SynReceived {
 
     /// IRS.
     pub fn irs(&self) -> SeqNum {
-        self.agreed.irs
+        self.irs
     }
 
     /// Lets the SYN/ACK go, with `text` in it. Only the first answer counts.
@@ -381,12 +381,12 @@ impl SynReceived {
         let our_nxt = self.opening.iss + 1 + text.len();
         let ack = match (seg.control, seg.ack) {
             // The SYN again: the SYN/ACK was lost.
-            (Control::Syn, None) if seg.seq == self.agreed.irs => {
+            (Control::Syn, None) if seg.seq == self.irs => {
                 attempt.owed = true;
                 return SynReceivedOutcome::Nothing;
             }
             // Simultaneous open: the other side's SYN/ACK.
-            (Control::Syn, Some(ack)) if seg.seq == self.agreed.irs => ack,
+            (Control::Syn, Some(ack)) if seg.seq == self.irs => ack,
             (Control::None | Control::Fin, Some(ack)) => ack,
             _ => return SynReceivedOutcome::Nothing,
         };
@@ -401,9 +401,9 @@ impl SynReceived {
             in_flight: core::mem::take(text),
             rcv_nxt: self.rcv_nxt,
             snd_wnd: self.window,
-            wl1: self.agreed.irs,
+            wl1: self.irs,
             offered: u32::from(syn_window(&self.cfg).0),
-            rtt: attempt.rtt(&self.cfg, now),
+            rtt: attempt.rtt(now),
             ack: AckOwed::None,
         };
         SynReceivedOutcome::Established(Box::new(Tcb::new(&self.cfg, start, now)))

@@ -4,7 +4,7 @@
 use super::tcb::{AckOwed, Tcb};
 use super::{Arrival, CloseReason, Event, State, Stop, Why};
 use crate::time::{Duration, Instant};
-use crate::wire::{Control, SackBlock, Segment, SeqNum};
+use crate::wire::{Control, Segment, SeqNum};
 use core::ops::ControlFlow::{self, Break, Continue};
 
 /// Most holes in what was received; text that would make another is dropped and sent again later.
@@ -88,8 +88,8 @@ impl Tcb {
     fn note_duplicate(&mut self, seg: &Segment) {
         let end = (seg.seq + seg.text.len()).min(self.rcv.nxt);
         if seg.seq.before(end) {
-            self.sums.duplicates_in += 1;
-            self.rcv.duplicate = Some(SackBlock { left: seg.seq, right: end });
+            self.trouble().duplicates_in += 1;
+            self.rcv.note_duplicate(seg.seq, end);
         }
     }
 
@@ -116,7 +116,11 @@ impl Tcb {
     }
 
     fn challenge(&mut self, why: Why, now: Instant) -> Stop {
-        if self.challenges.allow(now) { Stop::Ack(why) } else { Stop::Silent(Why::ChallengeLimit) }
+        if self.trouble().challenges.allow(now) {
+            Stop::Ack(why)
+        } else {
+            Stop::Silent(Why::ChallengeLimit)
+        }
     }
 
     fn check_ack(
@@ -199,7 +203,7 @@ impl Tcb {
         let mut at = seg.seq;
         if at.before(self.rcv.nxt) {
             let right = self.rcv.nxt.min(at + len);
-            self.rcv.duplicate = Some(SackBlock { left: at, right });
+            self.rcv.note_duplicate(at, right);
             text.trim_front(self.rcv.nxt.since(at).min(len));
             at = self.rcv.nxt;
         }
@@ -214,9 +218,9 @@ impl Tcb {
             return Continue(());
         }
         let end = at + text.len();
-        if self.rcv.holes.covers(at, end) {
-            self.sums.duplicates_in += 1;
-            self.rcv.duplicate = Some(SackBlock { left: at, right: end });
+        if self.rcv.holes().is_some_and(|holes| holes.covers(at, end)) {
+            self.trouble().duplicates_in += 1;
+            self.rcv.note_duplicate(at, end);
             self.owe_ack_now();
             return if seg.control == Control::Fin {
                 Continue(())
@@ -224,7 +228,7 @@ impl Tcb {
                 Break(Stop::Ack(Why::DuplicateText))
             };
         }
-        if at != self.rcv.nxt && self.rcv.holes.count() >= MAX_HOLES {
+        if at != self.rcv.nxt && self.rcv.holes().is_some_and(|h| h.count() >= MAX_HOLES) {
             return Break(Stop::Ack(Why::TooManyHoles));
         }
         self.store(at, end, len, now);
@@ -237,7 +241,7 @@ impl Tcb {
         if len <= u32::from(self.cfg.mss) {
             self.rcv.mss = self.rcv.mss.max(len);
         }
-        if at == self.rcv.nxt && self.rcv.holes.is_empty() {
+        if at == self.rcv.nxt && self.rcv.in_order() {
             self.rcv.nxt = end;
             self.sums.bytes_received += u64::from(end.since(at));
             self.rcv.unacked += len;
@@ -248,32 +252,39 @@ impl Tcb {
             if quick || stopped || self.rcv.unacked > self.rcv.mss {
                 self.owe_ack_now(); // MUST-58: every second full segment
             } else if self.ack == AckOwed::None {
-                self.ack = AckOwed::Delayed(now + self.cfg.delayed_ack);
+                (self.ack, self.ack_at) = (AckOwed::Delayed, now + self.cfg.delayed_ack);
             }
             return;
         }
         // Out of order, or filling a hole: the sender is waiting to hear of it.
         self.owe_ack_now();
-        self.sums.bytes_received += self.rcv.holes.insert(at, end);
-        if at != self.rcv.nxt {
-            self.sums.out_of_order_in += 1;
-            if self.rcv.recent.is_full() {
-                self.rcv.recent.pop();
-            }
-            self.rcv.recent.insert(0, at);
+        let nxt = self.rcv.nxt;
+        if at != nxt {
+            self.trouble().out_of_order_in += 1;
         }
-        if let Some((_, end)) = self.rcv.holes.find(self.rcv.nxt) {
+        let disorder = self.rcv.disorder();
+        self.sums.bytes_received += disorder.holes.insert(at, end);
+        if at != nxt {
+            if disorder.recent.is_full() {
+                disorder.recent.pop();
+            }
+            disorder.recent.insert(0, at);
+        }
+        if let Some((_, end)) = disorder.holes.find(nxt) {
+            disorder.holes.remove_before(end);
+            disorder.recent.retain(|at| !at.before(end));
+            if disorder.holes.is_empty() && disorder.duplicate.is_none() {
+                self.rcv.disorder = None;
+            }
             self.rcv.nxt = end;
-            self.rcv.holes.remove_before(end);
-            let nxt = self.rcv.nxt;
-            self.rcv.recent.retain(|at| !at.before(nxt));
         }
     }
 
     /// The FIN stands at `seg.seq` (text was taken off) and is consumed when everything before it is here.
     fn check_fin(&mut self, seg: &Segment, arrival: &mut Arrival) {
         if seg.control == Control::Fin && self.rcv.fin.is_none() {
-            let beyond = self.rcv.holes.end().is_some_and(|end| seg.seq.before(end));
+            let end = self.rcv.holes().and_then(|holes| holes.end());
+            let beyond = end.is_some_and(|end| seg.seq.before(end));
             if beyond || !self.state.can_receive() {
                 return; // text was seen after it: not a FIN that can be true
             }

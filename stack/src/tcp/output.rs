@@ -34,7 +34,7 @@ impl Tcb {
             return None;
         }
         // SACK blocks stand in pure ACKs only, so that text and options always fit the MSS.
-        let news = !self.rcv.holes.is_empty() || self.rcv.duplicate.is_some();
+        let news = self.rcv.disorder.is_some();
         if self.ack == AckOwed::Pure || (self.ack == AckOwed::Now && news) {
             return Some(self.ack_segment(self.queue.nxt(), now));
         }
@@ -60,7 +60,10 @@ impl Tcb {
         let cwnd = self.congestion.cwnd();
         let slack = self.mss(self.room).max((cwnd / 8).min(self.cfg.gso_max));
         if self.inflight().saturating_add(slack) > cwnd {
-            self.limited_until = self.queue.nxt();
+            let nxt = self.queue.nxt();
+            if let Some(spell) = self.queue.spell_mut() {
+                spell.limited_until = nxt;
+            }
         }
     }
 
@@ -83,7 +86,7 @@ impl Tcb {
     /// RFC 8985 7.3: new text if the peer's window has room, else the last segment again.
     fn tail_loss_probe(&mut self, now: Instant) -> Option<TxSegment> {
         let mss = self.mss(self.room);
-        self.sums.tlps += 1;
+        self.trouble().tlps += 1;
         self.rto_base = now; // RFC 8985 7.3: the RTO counts from the probe
         let fresh = self.queue.run(self.window_room().min(mss));
         if fresh > 0 {
@@ -105,8 +108,9 @@ impl Tcb {
         let len = self.queue.first_lost()?;
         let mss = self.mss(self.room);
         let n = self.portion(len, self.cwnd_room(), mss)?;
-        if let Recovery::Loss { .. } = self.recovery
-            && let Some(undo) = &mut self.undo
+        if let Some(spell) = self.queue.spell_mut()
+            && let Recovery::Loss { .. } = spell.recovery
+            && let Some(undo) = &mut spell.undo
             && undo.stamp.is_none()
         {
             undo.stamp = self.agreed.timestamps.map(|stamps| stamps.val(now));
@@ -173,7 +177,7 @@ impl Tcb {
 
     /// RFC 5681 4.1.
     fn restart_after_idle(&mut self, now: Instant) {
-        if self.queue.flight() == 0 && now.since(self.last_sent) > self.rtt.rto() {
+        if self.queue.flight() == 0 && now.since(self.last_sent) > self.rto() {
             let mss = self.mss(self.room);
             self.congestion.on_idle(mss);
         }
@@ -185,8 +189,10 @@ impl Tcb {
         if self.queue.flight() == 0 {
             self.rto_base = now; // RFC 6298 5.1
         }
-        self.pto_base = now;
         let piece = self.queue.send(n, with_fin, now);
+        if let Some(spell) = self.queue.spell_mut() {
+            spell.pto_base = now;
+        }
         self.piece_segment(piece, Sent::First, now)
     }
 
@@ -196,9 +202,11 @@ impl Tcb {
         self.last_sent = now;
         self.sums.bytes_sent += u64::from(len);
         if sent == Sent::Again {
-            self.sums.bytes_retrans += u64::from(len);
+            self.trouble().bytes_retrans += u64::from(len);
         }
-        if let Recovery::Fast { prr, .. } = &mut self.recovery {
+        if let Some(spell) = self.queue.spell_mut()
+            && let Recovery::Fast { prr, .. } = &mut spell.recovery
+        {
             prr.on_sent(len);
         }
         let control = if piece.fin { Control::Fin } else { Control::None };
@@ -232,7 +240,7 @@ impl Tcb {
                 options.sack = sack;
             }
         }
-        self.rcv.duplicate = None;
+        self.rcv.forget_duplicate();
         plain(segment, (free - used) as u8)
     }
 
@@ -240,12 +248,11 @@ impl Tcb {
     fn sack_blocks(&self, most: usize) -> SackBlocks {
         let mut blocks = SackBlocks::new();
         let most = most.min(blocks.capacity());
-        if let Some(duplicate) = self.rcv.duplicate {
-            blocks.push(duplicate);
-        }
+        let Some(disorder) = &self.rcv.disorder else { return blocks };
+        blocks.extend(disorder.duplicate);
         let first = blocks.len();
-        let recent = self.rcv.recent.iter().filter_map(|at| self.rcv.holes.find(*at));
-        for (left, right) in recent.chain(self.rcv.holes.iter()) {
+        let recent = disorder.recent.iter().filter_map(|at| disorder.holes.find(*at));
+        for (left, right) in recent.chain(disorder.holes.iter()) {
             if blocks.len() >= most {
                 break;
             }

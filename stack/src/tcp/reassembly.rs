@@ -3,6 +3,7 @@
 
 use super::Sequence;
 use crate::buf::Chain;
+use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 
 /// Most pieces held out of order. A peer that sends every second octet is refused beyond it rather than given memory.
@@ -16,16 +17,22 @@ pub struct Reassembly<S> {
     nxt: S,
     /// In order, not yet taken.
     ready: Chain,
-    /// Out of order, sorted, disjoint, all after `nxt`.
+    /// What is out of order, while anything is.
+    early: Option<Box<Early<S>>>,
+}
+
+/// Out of order, sorted, disjoint, all after `nxt`.
+#[derive(Debug)]
+struct Early<S> {
     pieces: VecDeque<(S, Chain)>,
     /// Octets in `pieces`.
-    waiting: u32,
+    octets: u32,
 }
 
 impl<S: Sequence> Reassembly<S> {
     /// Expects octet `nxt` first.
     pub fn new(nxt: S) -> Self {
-        Reassembly { nxt, ready: Chain::new(), pieces: VecDeque::new(), waiting: 0 }
+        Reassembly { nxt, ready: Chain::new(), early: None }
     }
 
     /// The first octet that is still missing.
@@ -40,7 +47,7 @@ impl<S: Sequence> Reassembly<S> {
 
     /// Octets held out of order.
     pub fn waiting(&self) -> u32 {
-        self.waiting
+        self.early.as_ref().map_or(0, |early| early.octets)
     }
 
     /// Stores what is new of `text`, whose first octet is `at`; returns how many octets were new. Text beyond the
@@ -57,84 +64,32 @@ impl<S: Sequence> Reassembly<S> {
         if text.is_empty() {
             return 0;
         }
-        if at == self.nxt && self.pieces.is_empty() {
+        if at == self.nxt && self.early.is_none() {
             let len = text.len();
             self.nxt = at.advanced(u64::from(len));
             self.ready.append(text);
             return len;
         }
-        let stored = self.insert_piece(at, text);
+        let nxt = self.nxt;
+        let new = || Box::new(Early { pieces: VecDeque::new(), octets: 0 });
+        let stored = self.early.get_or_insert_with(new).insert(nxt, at, text);
         self.advance();
         stored
     }
 
-    /// Puts the parts of `text` that are not held yet between the pieces.
-    fn insert_piece(&mut self, mut at: S, mut text: Chain) -> u32 {
-        let mut stored = 0;
-        // First piece that ends after `at`.
-        let mut i =
-            self.pieces.partition_point(|(s, c)| !at.is_before(s.advanced(u64::from(c.len()))));
-        while !text.is_empty() {
-            let Some((start, held)) = self.pieces.get(i) else {
-                stored += self.place(i, at, text);
-                break;
-            };
-            let (start, end) = (*start, start.advanced(u64::from(held.len())));
-            if at.is_before(start) {
-                let gap = start.distance_from(at);
-                if gap >= u64::from(text.len()) {
-                    stored += self.place(i, at, text);
-                    break;
-                }
-                let rest = text.split_off(gap as u32);
-                let before = self.pieces.len();
-                stored += self.place(i, at, text);
-                // It may have become part of a neighbour, or have been refused.
-                i += self.pieces.len() - before;
-                (at, text) = (start, rest);
-            }
-            let known = end.distance_from(at);
-            if known >= u64::from(text.len()) {
-                break;
-            }
-            text.trim_front(known as u32);
-            at = end;
-            i += 1;
-        }
-        stored
-    }
-
-    /// Puts `text` in front of piece `i`, or at the end of the one before if that reaches up to it: a hole costs one
-    /// piece, however many segments lie behind it. TCP bounds the holes, and has acknowledged what comes here.
-    fn place(&mut self, i: usize, at: S, text: Chain) -> u32 {
-        let len = text.len();
-        if let Some((start, held)) = i.checked_sub(1).and_then(|i| self.pieces.get_mut(i))
-            && start.advanced(u64::from(held.len())) == at
-        {
-            held.append(text);
-            self.waiting += len;
-            return len;
-        }
-        if self.pieces.len() >= MAX_PIECES && at != self.nxt {
-            return 0;
-        }
-        self.waiting += len;
-        self.pieces.insert(i, (at, text));
-        len
-    }
-
     /// Moves pieces that have come into order.
     fn advance(&mut self) {
-        while let Some((start, _)) = self.pieces.front()
+        let Some(early) = &mut self.early else { return };
+        while let Some((start, _)) = early.pieces.front()
             && *start == self.nxt
-            && let Some((_, chain)) = self.pieces.pop_front()
+            && let Some((_, chain)) = early.pieces.pop_front()
         {
             self.nxt = self.nxt.advanced(u64::from(chain.len()));
-            self.waiting -= chain.len();
+            early.octets -= chain.len();
             self.ready.append(chain);
         }
-        if self.pieces.is_empty() {
-            self.pieces = VecDeque::new(); // an idle connection keeps no heap
+        if early.pieces.is_empty() {
+            self.early = None;
         }
     }
 
@@ -158,22 +113,80 @@ impl<S: Sequence> Reassembly<S> {
     /// Forgets everything, frames go back to their pool.
     pub fn clear(&mut self) {
         self.ready = Chain::new();
-        self.pieces = VecDeque::new();
-        self.waiting = 0;
+        self.early = None;
     }
 
     /// Panics unless pieces are sorted, disjoint and after `nxt`.
     #[cfg(any(test, fuzzing))]
     pub fn assert_invariants(&self) {
+        let Some(early) = &self.early else { return };
         let mut at = self.nxt;
         let mut sum = 0;
-        for (start, chain) in &self.pieces {
+        for (start, chain) in &early.pieces {
             assert!(!start.is_before(at) && *start != self.nxt, "pieces overlap");
             assert!(!chain.is_empty());
             at = start.advanced(u64::from(chain.len()));
             sum += chain.len();
         }
-        assert_eq!(sum, self.waiting);
+        assert_eq!(sum, early.octets);
+        assert!(sum > 0, "nothing is early");
+    }
+}
+
+impl<S: Sequence> Early<S> {
+    /// Puts the parts of `text` that are not held yet between the pieces.
+    fn insert(&mut self, nxt: S, mut at: S, mut text: Chain) -> u32 {
+        let mut stored = 0;
+        // First piece that ends after `at`.
+        let mut i =
+            self.pieces.partition_point(|(s, c)| !at.is_before(s.advanced(u64::from(c.len()))));
+        while !text.is_empty() {
+            let Some((start, held)) = self.pieces.get(i) else {
+                stored += self.place(nxt, i, at, text);
+                break;
+            };
+            let (start, end) = (*start, start.advanced(u64::from(held.len())));
+            if at.is_before(start) {
+                let gap = start.distance_from(at);
+                if gap >= u64::from(text.len()) {
+                    stored += self.place(nxt, i, at, text);
+                    break;
+                }
+                let rest = text.split_off(gap as u32);
+                let before = self.pieces.len();
+                stored += self.place(nxt, i, at, text);
+                // It may have become part of a neighbour, or have been refused.
+                i += self.pieces.len() - before;
+                (at, text) = (start, rest);
+            }
+            let known = end.distance_from(at);
+            if known >= u64::from(text.len()) {
+                break;
+            }
+            text.trim_front(known as u32);
+            at = end;
+            i += 1;
+        }
+        stored
+    }
+
+    /// Puts `text` in front of piece `i`, or at the end of the one before if that reaches up to it: a hole costs one
+    /// piece, however many segments lie behind it. TCP bounds the holes, and has acknowledged what comes here.
+    fn place(&mut self, nxt: S, i: usize, at: S, text: Chain) -> u32 {
+        let len = text.len();
+        if let Some((start, held)) = i.checked_sub(1).and_then(|i| self.pieces.get_mut(i))
+            && start.advanced(u64::from(held.len())) == at
+        {
+            held.append(text);
+            self.octets += len;
+            return len;
+        }
+        if self.pieces.len() >= MAX_PIECES && at != nxt {
+            return 0;
+        }
+        self.octets += len;
+        self.pieces.insert(i, (at, text));
+        len
     }
 }
 

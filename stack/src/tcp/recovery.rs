@@ -1,9 +1,10 @@
 //! Loss detection and recovery: RACK-TLP (RFC 8985), proportional rate reduction (RFC 9937).
 #![forbid(unsafe_code)]
 
+use super::congestion::Congestion;
 use super::rtt::Rtt;
 use super::send_queue::{OnDelivered, Transmission};
-use crate::time::{Duration, Instant};
+use crate::time::{Duration, Instant, Span};
 use crate::wire::SeqNum;
 
 /// Rounds that a widened reordering window lasts (RFC 8985 6.2 step 4).
@@ -17,32 +18,81 @@ const TLP_ACK_DELAY: Duration = Duration::from_millis(50);
 /// PTO before any measurement (RFC 8985 7.2).
 const TLP_INITIAL: Duration = Duration::from_secs(1);
 
-/// The time of the newest delivered transmission, and how much reordering the path shows.
+/// How much reordering the path shows.
 #[derive(Clone, Debug)]
 pub(super) struct Rack {
-    newest: Option<(Transmission, SeqNum)>,
-    rtt: Duration,
-    fack: SeqNum,
+    /// RTT of the newest delivered transmission.
+    rtt: Span,
     reordering_seen: bool,
     reo_wnd_mult: u8,
     reo_wnd_persist: u8,
+}
+
+/// What is known about the octets of one spell, from the first that is queued until all are acknowledged.
+#[derive(Debug)]
+pub(super) struct Spell {
+    /// The newest delivered transmission, up to where.
+    newest: Option<(Transmission, SeqNum)>,
+    fack: SeqNum,
     /// A round in which a DSACK was answered already ends here.
     dsack_round: Option<SeqNum>,
     /// When a segment that waits only for the reordering window will be lost.
-    pub(super) timer: Option<Instant>,
+    pub(super) reorder_timer: Option<Instant>,
+    pub(super) recovery: Recovery,
+    pub(super) undo: Option<Undo>,
+    /// PTO counts from here.
+    pub(super) pto_base: Instant,
+    /// cwnd held us back for all text up to here.
+    pub(super) limited_until: SeqNum,
+    /// Duplicate ACKs in a row, where the peer has no SACK.
+    pub(super) dup_acks: u32,
+}
+
+impl Spell {
+    pub(super) fn new(una: SeqNum) -> Spell {
+        Spell {
+            newest: None,
+            fack: una,
+            dsack_round: None,
+            reorder_timer: None,
+            recovery: Recovery::Open,
+            undo: None,
+            pto_base: Instant::ZERO,
+            limited_until: una,
+            dup_acks: 0,
+        }
+    }
+
+    /// What to compare with: the newest delivered transmission and where it ended.
+    pub(super) fn newest(&self) -> Option<(u64, SeqNum)> {
+        self.newest.map(|(sent, end)| (sent.number, end))
+    }
+
+    /// Whether a DSACK is the first of its round.
+    pub(super) fn begins_dsack_round(&mut self, una: SeqNum, nxt: SeqNum) -> bool {
+        if self.dsack_round.is_some_and(|end| una.before(end)) {
+            return false;
+        }
+        self.dsack_round = Some(nxt);
+        true
+    }
+}
+
+/// What congestion control was before a timeout, should it prove spurious (RFC 4015).
+#[derive(Debug)]
+pub(super) struct Undo {
+    pub(super) congestion: Congestion,
+    /// TSval at the first retransmission.
+    pub(super) stamp: Option<u32>,
 }
 
 impl Rack {
-    pub(super) fn new(una: SeqNum) -> Rack {
+    pub(super) fn new() -> Rack {
         Rack {
-            newest: None,
-            rtt: Duration::ZERO,
-            fack: una,
+            rtt: Duration::ZERO.into(),
             reordering_seen: false,
             reo_wnd_mult: 1,
             reo_wnd_persist: 0,
-            dsack_round: None,
-            timer: None,
         }
     }
 
@@ -55,22 +105,13 @@ impl Rack {
         (quarter * u32::from(self.reo_wnd_mult)).min(rtt.srtt().unwrap_or_default())
     }
 
-    /// What to compare with: the newest delivered transmission and the RTT it showed.
-    pub(super) fn newest(&self) -> Option<(u64, SeqNum, Duration)> {
-        self.newest.map(|(sent, end)| (sent.number, end, self.rtt))
-    }
-
     /// RTT of the newest delivered transmission.
     pub(super) fn rtt(&self) -> Duration {
-        self.rtt
+        self.rtt.into()
     }
 
     /// The receiver reports a duplicate: something was sent again for nothing, so wait longer (once per round).
-    pub(super) fn on_dsack(&mut self, una: SeqNum, nxt: SeqNum) {
-        if self.dsack_round.is_some_and(|end| una.before(end)) {
-            return;
-        }
-        self.dsack_round = Some(nxt);
+    pub(super) fn on_dsack(&mut self) {
         self.reordering_seen = true;
         self.reo_wnd_mult = (self.reo_wnd_mult + 1).min(MAX_REO_WND_MULT);
         self.reo_wnd_persist = REO_WND_PERSIST;
@@ -96,7 +137,7 @@ pub(super) struct Delivered<'a> {
 }
 
 impl OnDelivered for Delivered<'_> {
-    fn on_delivered(&mut self, sent: Transmission, end: SeqNum) {
+    fn on_delivered(&mut self, spell: &mut Spell, sent: Transmission, end: SeqNum) {
         let rtt = self.now.since(sent.at);
         // RFC 8985 6.2 step 2: which transmission was it that arrived?
         if sent.again {
@@ -111,19 +152,18 @@ impl OnDelivered for Delivered<'_> {
             let (first, last) = self.clean.unwrap_or((sent.at, sent.at));
             self.clean = Some((first.min(sent.at), last.max(sent.at)));
         }
-        let rack = &mut *self.rack;
-        let newer = rack.newest.is_none_or(|(known, known_end)| {
+        let newer = spell.newest.is_none_or(|(known, known_end)| {
             (known.number < sent.number) || (known.number == sent.number && known_end.before(end))
         });
         if newer {
-            rack.newest = Some((sent, end));
-            rack.rtt = rtt;
+            spell.newest = Some((sent, end));
+            self.rack.rtt = rtt.into();
         }
         // Step 3.
-        if rack.fack.before(end) {
-            rack.fack = end;
-        } else if end.before(rack.fack) && !sent.again {
-            rack.reordering_seen = true;
+        if spell.fack.before(end) {
+            spell.fack = end;
+        } else if end.before(spell.fack) && !sent.again {
+            self.rack.reordering_seen = true;
         }
     }
 }

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::TcpConfig;
-use crate::time::{Duration, Instant};
+use crate::time::{Duration, Instant, Span};
 
 /// Before any measurement (RFC 6298 2.1).
 pub(super) const INITIAL_RTO: Duration = Duration::from_secs(1);
@@ -16,47 +16,32 @@ const MAX_BACKOFF: u8 = 16;
 /// The estimator of one flow.
 #[derive(Clone, Debug)]
 pub(super) struct Rtt {
-    srtt: Option<Duration>,
-    rttvar: Duration,
+    /// SRTT and RTTVAR, once measured.
+    measured: Option<(Span, Span)>,
     /// Minimum of the current span, of the one before, and when the current began.
-    min: Option<(Duration, Duration, Instant)>,
-    /// RTO before any measurement.
-    initial: Duration,
+    min: Option<(Span, Span, Instant)>,
     backoff: u8,
-    floor: Duration,
-    ceiling: Duration,
+    syn_timed_out: bool,
 }
 
 impl Rtt {
-    pub(super) fn new(cfg: &TcpConfig) -> Rtt {
-        Rtt {
-            srtt: None,
-            rttvar: Duration::ZERO,
-            min: None,
-            initial: INITIAL_RTO,
-            backoff: 0,
-            floor: cfg.min_rto,
-            ceiling: cfg.max_rto,
-        }
+    pub(super) fn new() -> Rtt {
+        Rtt { measured: None, min: None, backoff: 0, syn_timed_out: false }
     }
 
     /// The SYN timed out: nothing was measured and the network may be slow.
     pub(super) fn on_syn_timeout(&mut self) {
-        self.initial = RTO_AFTER_SYN_TIMEOUT;
+        self.syn_timed_out = true;
     }
 
     /// A measurement, never of a segment sent twice (Karn).
     pub(super) fn on_sample(&mut self, r: Duration, now: Instant) {
-        self.srtt = Some(match self.srtt {
-            None => {
-                self.rttvar = r / 2;
-                r
-            }
-            Some(srtt) => {
-                self.rttvar = self.rttvar * 3 / 4 + srtt.abs_diff(r) / 4;
-                srtt * 7 / 8 + r / 8
-            }
-        });
+        let (srtt, rttvar) = match self.srtt() {
+            None => (r, r / 2),
+            Some(srtt) => (srtt * 7 / 8 + r / 8, self.rttvar() * 3 / 4 + srtt.abs_diff(r) / 4),
+        };
+        self.measured = Some((srtt.into(), rttvar.into()));
+        let r = Span::from(r);
         self.min = Some(match self.min {
             None => (r, r, now),
             Some((current, _, began)) if now.since(began) > MIN_RTT_SPAN => (r, current, now),
@@ -65,16 +50,17 @@ impl Rtt {
     }
 
     /// RTO with its backoff.
-    pub(super) fn rto(&self) -> Duration {
-        self.base_rto().saturating_mul(1 << self.backoff.min(MAX_BACKOFF)).min(self.ceiling)
+    pub(super) fn rto(&self, cfg: &TcpConfig) -> Duration {
+        self.base_rto(cfg).saturating_mul(1 << self.backoff.min(MAX_BACKOFF)).min(cfg.max_rto)
     }
 
-    fn base_rto(&self) -> Duration {
+    fn base_rto(&self, cfg: &TcpConfig) -> Duration {
         // The floor is on the variance, as Linux has it: a steady 190 ms path must not time out at 200 ms when a queue
         // builds up.
-        match self.srtt {
-            None => self.initial,
-            Some(srtt) => srtt + (self.rttvar * 4).max(self.floor),
+        match self.srtt() {
+            None if self.syn_timed_out => RTO_AFTER_SYN_TIMEOUT,
+            None => INITIAL_RTO,
+            Some(srtt) => srtt + (self.rttvar() * 4).max(cfg.min_rto),
         }
     }
 
@@ -87,16 +73,16 @@ impl Rtt {
     }
 
     pub(super) fn srtt(&self) -> Option<Duration> {
-        self.srtt
+        self.measured.map(|(srtt, _)| srtt.into())
     }
 
     pub(super) fn rttvar(&self) -> Duration {
-        self.rttvar
+        self.measured.map_or(Duration::ZERO, |(_, rttvar)| rttvar.into())
     }
 
     /// Minimum of the last 5 to 10 s.
     pub(super) fn min(&self) -> Option<Duration> {
-        self.min.map(|(current, previous, _)| current.min(previous))
+        self.min.map(|(current, previous, _)| current.min(previous).into())
     }
 }
 
@@ -108,10 +94,11 @@ mod tests {
 
     #[test]
     fn first_and_second_measurement_follow_rfc_6298_2() {
-        let mut rtt = Rtt::new(&TcpConfig { min_rto: MS(1), ..Default::default() });
-        assert_eq!(rtt.rto(), MS(1000));
+        let cfg = TcpConfig { min_rto: MS(1), ..Default::default() };
+        let mut rtt = Rtt::new();
+        assert_eq!(rtt.rto(&cfg), MS(1000));
         rtt.on_sample(MS(100), Instant::ZERO);
-        assert_eq!((rtt.srtt(), rtt.rttvar(), rtt.rto()), (Some(MS(100)), MS(50), MS(300)));
+        assert_eq!((rtt.srtt(), rtt.rttvar(), rtt.rto(&cfg)), (Some(MS(100)), MS(50), MS(300)));
         rtt.on_sample(MS(180), Instant::ZERO);
         // RTTVAR first, with the old SRTT: 3/4 * 50 + 1/4 * 80.
         assert_eq!(rtt.rttvar(), Duration::from_micros(57_500));
@@ -120,19 +107,20 @@ mod tests {
 
     #[test]
     fn backoff_doubles_up_to_the_ceiling() {
-        let mut rtt = Rtt::new(&TcpConfig::default());
+        let cfg = TcpConfig::default();
+        let mut rtt = Rtt::new();
         rtt.back_off();
         rtt.back_off();
-        assert_eq!(rtt.rto(), MS(4000));
+        assert_eq!(rtt.rto(&cfg), MS(4000));
         (0..40).for_each(|_| rtt.back_off());
-        assert_eq!(rtt.rto(), MS(60_000));
+        assert_eq!(rtt.rto(&cfg), MS(60_000));
         rtt.reset_backoff();
-        assert_eq!(rtt.rto(), MS(1000));
+        assert_eq!(rtt.rto(&cfg), MS(1000));
     }
 
     #[test]
     fn the_minimum_is_forgotten_after_a_while() {
-        let mut rtt = Rtt::new(&TcpConfig::default());
+        let mut rtt = Rtt::new();
         rtt.on_sample(MS(5), Instant::ZERO);
         for s in 1..15 {
             rtt.on_sample(MS(50), Instant::from_millis(s * 1000));

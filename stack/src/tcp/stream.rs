@@ -28,10 +28,11 @@ pub enum Phase {
 
 #[derive(Debug)]
 enum Life {
-    SynSent(SynSent),
-    SynReceived(SynReceived),
+    SynSent(Box<SynSent>),
+    SynReceived(Box<SynReceived>),
     Flow(Box<Tcb>),
-    TimeWait(TimeWait, Option<Segment>),
+    /// And the answer to a stray segment.
+    TimeWait(Box<(TimeWait, Option<Segment>)>),
     /// Over; the flow may still have a RST or a last ACK to send.
     Closed(CloseReason, Option<Box<Tcb>>),
 }
@@ -48,7 +49,7 @@ struct Early {
 pub struct Stream {
     life: Life,
     cfg: Rc<TcpConfig>,
-    early: Early,
+    early: Option<Box<Early>>,
     inbox: Reassembly<SeqNum>,
     fin_received: bool,
     /// Octets the owner can take.
@@ -59,7 +60,7 @@ impl Stream {
     fn new(cfg: &Rc<TcpConfig>, life: Life) -> Stream {
         Stream {
             life,
-            early: Early::default(),
+            early: None,
             inbox: Reassembly::new(SeqNum(0)),
             fin_received: false,
             granted: cfg.receive_buffer,
@@ -69,12 +70,12 @@ impl Stream {
 
     /// Opens actively.
     pub fn connect(cfg: &Rc<TcpConfig>, opening: Opening, now: Instant) -> Stream {
-        Stream::new(cfg, Life::SynSent(SynSent::new(cfg, opening, Chain::new(), now)))
+        Stream::new(cfg, Life::SynSent(Box::new(SynSent::new(cfg, opening, Chain::new(), now))))
     }
 
     /// Holds a SYN; its text, if any, is not taken.
     pub fn accept(cfg: &Rc<TcpConfig>, syn: &Segment, opening: Opening, now: Instant) -> Stream {
-        Stream::new(cfg, Life::SynReceived(SynReceived::new(cfg, syn, opening, 0, now)))
+        Stream::new(cfg, Life::SynReceived(Box::new(SynReceived::new(cfg, syn, opening, 0, now))))
     }
 
     /// An endpoint around a flow whose handshake somebody else made. Text of the handshake is theirs.
@@ -105,7 +106,7 @@ impl Stream {
             Life::SynSent(syn) => match syn.on_segment(seg, now) {
                 SynSentOutcome::Nothing => {}
                 SynSentOutcome::Refused(reason) => self.life = Life::Closed(reason, None),
-                SynSentOutcome::Simultaneous(syn) => self.life = Life::SynReceived(*syn),
+                SynSentOutcome::Simultaneous(syn) => self.life = Life::SynReceived(syn),
                 SynSentOutcome::Established { tcb, text, .. } => {
                     let at = tcb.rcv_nxt() - text.len();
                     self.establish(tcb, at);
@@ -127,7 +128,7 @@ impl Stream {
                 self.on_arrival(arrival);
                 return stop;
             }
-            Life::TimeWait(wait, reply) => *reply = wait.on_segment(&seg, now),
+            Life::TimeWait(rest) => rest.1 = rest.0.on_segment(&seg, now),
             Life::Closed(..) => {}
         }
         None
@@ -136,9 +137,11 @@ impl Stream {
     fn establish(&mut self, mut tcb: Box<Tcb>, nxt: SeqNum) {
         self.inbox = Reassembly::new(nxt);
         tcb.set_window(self.granted);
-        tcb.push(core::mem::take(&mut self.early.text), Label::PLAIN);
-        if self.early.close {
-            tcb.close();
+        if let Some(early) = self.early.take() {
+            tcb.push(early.text, Label::PLAIN);
+            if early.close {
+                tcb.close();
+            }
         }
         self.life = Life::Flow(tcb);
     }
@@ -161,7 +164,7 @@ impl Stream {
         if let Life::Flow(tcb) = before {
             self.life = Life::Closed(reason, Some(tcb));
         }
-        self.early = Early::default();
+        self.early = None;
     }
 
     /// Runs what is due. Poll afterwards.
@@ -170,7 +173,7 @@ impl Stream {
             Life::SynSent(syn) => syn.on_deadline(now),
             Life::SynReceived(syn) => syn.on_deadline(now),
             Life::Flow(tcb) => tcb.on_deadline(now),
-            Life::TimeWait(wait, _) => wait.expired(now).then_some(CloseReason::Done),
+            Life::TimeWait(rest) => rest.0.expired(now).then_some(CloseReason::Done),
             Life::Closed(..) => None,
         };
         if let Some(reason) = closed {
@@ -184,7 +187,7 @@ impl Stream {
             Life::SynSent(syn) => syn.deadline(),
             Life::SynReceived(syn) => syn.deadline(),
             Life::Flow(tcb) => tcb.deadline(),
-            Life::TimeWait(wait, _) => Some(wait.deadline()),
+            Life::TimeWait(rest) => Some(rest.0.deadline()),
             Life::Closed(..) => None,
         }
     }
@@ -204,13 +207,11 @@ impl Stream {
             Life::Flow(tcb) => {
                 let tx = tcb.poll_transmit(now, room);
                 if tx.is_none() && tcb.state() == State::TimeWait {
-                    self.life = Life::TimeWait(TimeWait::new(tcb, now), None);
+                    self.life = Life::TimeWait(Box::new((TimeWait::new(tcb, now), None)));
                 }
                 tx
             }
-            Life::TimeWait(_, reply) => {
-                reply.take().map(|segment| super::output::plain(segment, 0))
-            }
+            Life::TimeWait(rest) => rest.1.take().map(|segment| super::output::plain(segment, 0)),
             Life::Closed(_, last) => {
                 let tx = last.as_mut()?.poll_transmit(now, room);
                 if tx.is_none() {
@@ -239,8 +240,11 @@ impl Stream {
     pub fn send(&mut self, text: Chain) {
         match &mut self.life {
             Life::Flow(tcb) => tcb.push(text, Label::PLAIN),
-            Life::SynSent(_) | Life::SynReceived(_) if !self.early.close => {
-                self.early.text.append(text);
+            Life::SynSent(_) | Life::SynReceived(_) if !text.is_empty() => {
+                let early = self.early.get_or_insert_default();
+                if !early.close {
+                    early.text.append(text);
+                }
             }
             _ => {}
         }
@@ -250,7 +254,10 @@ impl Stream {
     pub fn room(&self) -> u32 {
         let queued = match &self.life {
             Life::Flow(tcb) if tcb.state().can_send() => tcb.queued(),
-            Life::SynSent(_) | Life::SynReceived(_) if !self.early.close => self.early.text.len(),
+            Life::SynSent(_) | Life::SynReceived(_) => match &self.early {
+                Some(early) if early.close => return 0,
+                early => early.as_ref().map_or(0, |early| early.text.len()),
+            },
             _ => return 0,
         };
         self.cfg.send_buffer.saturating_sub(queued)
@@ -270,7 +277,9 @@ impl Stream {
     pub fn close(&mut self) {
         match &mut self.life {
             Life::Flow(tcb) => tcb.close(),
-            Life::SynSent(_) | Life::SynReceived(_) => self.early.close = true,
+            Life::SynSent(_) | Life::SynReceived(_) => {
+                self.early.get_or_insert_default().close = true;
+            }
             _ => {}
         }
     }
@@ -307,7 +316,7 @@ impl Stream {
     /// What has to linger, once the flow is in TIME-WAIT and has said everything.
     pub fn time_wait(&self) -> Option<TimeWait> {
         match &self.life {
-            Life::TimeWait(wait, None) => Some(wait.clone()),
+            Life::TimeWait(rest) if rest.1.is_none() => Some(rest.0.clone()),
             _ => None,
         }
     }

@@ -5,7 +5,7 @@ use super::congestion::Congestion;
 use super::recovery::{Probe, Rack, Recovery};
 use super::rtt::Rtt;
 use super::send_queue::{Fin, SendQueue};
-use super::timer::SendTimer;
+use super::timer::Awaited;
 use super::{
     CloseReason, Event, Label, OptionRoom, RangeSet, RightEdge, State, TcpConfig, TcpInfo,
     transition,
@@ -13,6 +13,7 @@ use super::{
 use crate::buf::Chain;
 use crate::time::{Duration, Instant};
 use crate::wire::{SackBlock, SeqNum, UnscaledWindow, WindowScale, WindowSize};
+use alloc::boxed::Box;
 use alloc::rc::Rc;
 use arrayvec::ArrayVec;
 
@@ -21,11 +22,9 @@ pub(super) const TIMESTAMPS_LEN: u32 = 12;
 /// Least MSS that a peer can impose on us: leaves 48 octets beside 40 of options, as Linux does.
 pub(super) const MIN_MSS: u16 = 88;
 
-/// What both ends settled in the handshake.
+/// What both ends settled in the handshake for the time after it.
 #[derive(Clone, Debug)]
 pub(super) struct Agreed {
-    pub(super) iss: SeqNum,
-    pub(super) irs: SeqNum,
     /// Peer's MSS, or the default if it told none.
     pub(super) peer_mss: u16,
     /// Scale of windows we receive and of those we send.
@@ -72,12 +71,8 @@ pub(super) struct Receive {
     pub(super) edge: SeqNum,
     /// Window the owner set, for [`RightEdge::Shared`].
     pub(super) window: u32,
-    /// What arrived beyond nxt.
-    pub(super) holes: RangeSet<SeqNum>,
-    /// An octet of each range that changed last, most recent first (RFC 2018 4).
-    pub(super) recent: ArrayVec<SeqNum, 4>,
-    /// A duplicate to report (RFC 2883).
-    pub(super) duplicate: Option<SackBlock>,
+    /// While something is missing, or was received twice.
+    pub(super) disorder: Option<Box<Disorder>>,
     /// The peer's FIN, by its sequence number.
     pub(super) fin: Option<SeqNum>,
     pub(super) last_ack_sent: SeqNum,
@@ -89,11 +84,54 @@ pub(super) struct Receive {
     pub(super) quick_acks: u8,
 }
 
+/// What SACK has to tell.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Disorder {
+    /// What arrived beyond nxt.
+    pub(super) holes: RangeSet<SeqNum>,
+    /// An octet of each range that changed last, most recent first (RFC 2018 4).
+    pub(super) recent: ArrayVec<SeqNum, 4>,
+    /// A duplicate to report (RFC 2883).
+    pub(super) duplicate: Option<SackBlock>,
+}
+
+impl Receive {
+    /// Everything up to nxt is here, and nothing beyond.
+    pub(super) fn in_order(&self) -> bool {
+        self.holes().is_none()
+    }
+
+    /// What arrived beyond nxt, if anything did.
+    pub(super) fn holes(&self) -> Option<&RangeSet<SeqNum>> {
+        self.disorder.as_ref().map(|disorder| &disorder.holes).filter(|holes| !holes.is_empty())
+    }
+
+    pub(super) fn disorder(&mut self) -> &mut Disorder {
+        self.disorder.get_or_insert_default()
+    }
+
+    /// Octets that came twice, to be reported with the next ACK (RFC 2883).
+    pub(super) fn note_duplicate(&mut self, left: SeqNum, right: SeqNum) {
+        self.disorder().duplicate = Some(SackBlock { left, right });
+    }
+
+    /// They were reported.
+    pub(super) fn forget_duplicate(&mut self) {
+        if let Some(disorder) = &mut self.disorder {
+            disorder.duplicate = None;
+            if disorder.holes.is_empty() {
+                self.disorder = None;
+            }
+        }
+    }
+}
+
 /// An ACK that is owed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum AckOwed {
     None,
-    Delayed(Instant),
+    /// Until `ack_at`.
+    Delayed,
     Now,
     /// By itself, even if text is to go out: the owner has something to say.
     Pure,
@@ -105,6 +143,12 @@ pub(super) struct Sums {
     pub(super) bytes_sent: u64,
     pub(super) bytes_acked: u64,
     pub(super) bytes_received: u64,
+}
+
+/// What went wrong so far: kept apart, because mostly nothing does.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Trouble {
+    pub(super) challenges: Challenges,
     pub(super) bytes_retrans: u64,
     pub(super) lost: u64,
     pub(super) rtos: u32,
@@ -124,41 +168,32 @@ pub struct Tcb {
     pub(super) queue: SendQueue,
     pub(super) rcv: Receive,
     pub(super) ack: AckOwed,
+    pub(super) ack_at: Instant,
     pub(super) rtt: Rtt,
     pub(super) congestion: Congestion,
     pub(super) rack: Rack,
-    pub(super) recovery: Recovery,
-    pub(super) undo: Option<alloc::boxed::Box<Undo>>,
     pub(super) probe: Option<Probe>,
-    pub(super) timer: SendTimer,
+    /// When the timer goes off, and what it is then about.
+    pub(super) timer: Option<Instant>,
+    pub(super) awaited: Awaited,
     /// What the timer asks the next poll for.
     pub(super) due: Option<Due>,
-    /// RTO and PTO count from here.
+    /// RTO counts from here.
     pub(super) rto_base: Instant,
-    pub(super) pto_base: Instant,
     pub(super) last_sent: Instant,
     pub(super) last_heard: Instant,
     /// Timeouts or unanswered probes in a row.
     pub(super) rtos: u8,
     pub(super) probes: u8,
-    /// cwnd held us back for all text up to here.
-    pub(super) limited_until: SeqNum,
-    /// Duplicate ACKs in a row, where the peer has no SACK.
-    pub(super) dup_acks: u32,
-    pub(super) challenges: Challenges,
     pub(super) reset: Reset,
     /// Option room at the last poll: what the MSS was.
     pub(super) room: OptionRoom,
     pub(super) sums: Sums,
+    pub(super) trouble: Option<Box<Trouble>>,
 }
 
-/// What congestion control was before a timeout, should it prove spurious (RFC 4015).
-#[derive(Debug)]
-pub(super) struct Undo {
-    pub(super) congestion: Congestion,
-    /// TSval at the first retransmission.
-    pub(super) stamp: Option<u32>,
-}
+/// Of every idle connection that is bridged to two subflows there are three.
+const _: () = assert!(size_of::<Tcb>() <= 320);
 
 /// A send that the timer wants, beyond what the windows allow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -218,6 +253,9 @@ impl Tcb {
         let mss = u32::from(agreed.peer_mss.min(cfg.mss)) - stamps;
         let mut queue = SendQueue::new(start.una);
         queue.adopt(start.in_flight, now);
+        if let Some(spell) = queue.spell_mut() {
+            spell.pto_base = now;
+        }
         let edge = start.rcv_nxt + start.offered;
         Tcb {
             state: State::Established,
@@ -227,8 +265,7 @@ impl Tcb {
                 wl2: start.una,
                 max: start.snd_wnd.0,
             },
-            rack: Rack::new(queue.una()),
-            limited_until: queue.una(),
+            rack: Rack::new(),
             queue,
             rcv: Receive {
                 nxt: start.rcv_nxt,
@@ -236,9 +273,7 @@ impl Tcb {
                 advertised: edge,
                 edge,
                 window: cfg.receive_buffer,
-                holes: RangeSet::new(),
-                recent: ArrayVec::new(),
-                duplicate: None,
+                disorder: None,
                 fin: None,
                 last_ack_sent: start.rcv_nxt,
                 mss: 536.min(u32::from(cfg.mss)),
@@ -246,24 +281,22 @@ impl Tcb {
                 quick_acks: 8,
             },
             ack: start.ack,
+            ack_at: now,
             rtt: start.rtt,
             congestion: Congestion::new(cfg.congestion, mss),
-            recovery: Recovery::Open,
-            undo: None,
             probe: None,
-            timer: SendTimer::Idle,
+            timer: None,
+            awaited: Awaited::Rto,
             due: None,
             rto_base: now,
-            pto_base: now,
             last_sent: now,
             last_heard: now,
             rtos: 0,
             probes: 0,
-            dup_acks: 0,
-            challenges: Challenges::default(),
             reset: Reset::No,
             room: OptionRoom::default(),
             sums: Sums::default(),
+            trouble: None,
             agreed,
             cfg: cfg.clone(),
         }
@@ -303,8 +336,8 @@ impl Tcb {
     pub(super) fn end(&mut self) {
         self.on_event(Event::End);
         self.queue.clear();
-        self.rcv.holes.clear();
-        (self.timer, self.due, self.ack) = (SendTimer::Idle, None, AckOwed::None);
+        self.rcv.disorder = None;
+        (self.timer, self.due, self.ack) = (None, None, AckOwed::None);
     }
 
     /// Asks for a pure ACK at the next poll, owed or not: the owner has options to send.
@@ -346,13 +379,33 @@ impl Tcb {
     /// Octets that could be pushed now and would leave at once: min(cwnd - pipe, peer's window) less what is unsent,
     /// in whole segments; 0 while a timeout is being repaired.
     pub fn send_room(&self, _now: Instant) -> u32 {
-        if !self.state.can_send() || matches!(self.recovery, Recovery::Loss { .. }) {
+        if !self.state.can_send() || matches!(self.recovery(), Recovery::Loss { .. }) {
             return 0;
         }
         let mss = self.mss(self.room);
         let cwnd = self.congestion.cwnd().saturating_sub(self.queue.pipe() + self.queue.lost());
         let free = cwnd.min(self.window_room()).saturating_sub(self.queue.unsent());
         free / mss * mss
+    }
+
+    /// Where loss recovery is.
+    pub(super) fn recovery(&self) -> &Recovery {
+        self.queue.spell().map_or(&Recovery::Open, |spell| &spell.recovery)
+    }
+
+    /// What is known about the octets at hand, of which there must be some for it to be kept.
+    pub(super) fn set_recovery(&mut self, recovery: Recovery) {
+        if let Some(spell) = self.queue.spell_mut() {
+            spell.recovery = recovery;
+        }
+    }
+
+    pub(super) fn trouble(&mut self) -> &mut Trouble {
+        self.trouble.get_or_insert_default()
+    }
+
+    pub(super) fn rto(&self) -> Duration {
+        self.rtt.rto(&self.cfg)
     }
 
     /// Octets that the peer's window still takes.
@@ -378,16 +431,6 @@ impl Tcb {
     /// SND.NXT.
     pub fn snd_nxt(&self) -> SeqNum {
         self.queue.nxt()
-    }
-
-    /// ISS.
-    pub fn iss(&self) -> SeqNum {
-        self.agreed.iss
-    }
-
-    /// IRS.
-    pub fn irs(&self) -> SeqNum {
-        self.agreed.irs
     }
 
     /// Octets of text pushed and not yet sent.
@@ -445,12 +488,14 @@ impl Tcb {
 
     /// A snapshot.
     pub fn info(&self) -> TcpInfo {
+        let calm = Trouble::default();
+        let trouble = self.trouble.as_deref().unwrap_or(&calm);
         TcpInfo {
             state: self.state,
             rtt: self.rtt.srtt(),
             rttvar: self.rtt.rttvar(),
             minrtt: self.rtt.min(),
-            rto: self.rtt.rto(),
+            rto: self.rto(),
             cwnd: self.congestion.cwnd(),
             ssthresh: self.congestion.ssthresh(),
             mss: self.mss(self.room),
@@ -461,13 +506,13 @@ impl Tcb {
             bytes_sent: self.sums.bytes_sent,
             bytes_acked: self.sums.bytes_acked,
             bytes_received: self.sums.bytes_received,
-            bytes_retrans: self.sums.bytes_retrans,
-            lost: self.sums.lost,
-            rto_count: self.sums.rtos,
-            tlp_count: self.sums.tlps,
-            recoveries: self.sums.recoveries,
-            dup_in: self.sums.duplicates_in,
-            rcv_ooopack: self.sums.out_of_order_in,
+            bytes_retrans: trouble.bytes_retrans,
+            lost: trouble.lost,
+            rto_count: trouble.rtos,
+            tlp_count: trouble.tlps,
+            recoveries: trouble.recoveries,
+            dup_in: trouble.duplicates_in,
+            rcv_ooopack: trouble.out_of_order_in,
         }
     }
 
@@ -482,9 +527,12 @@ impl Tcb {
     #[cfg(any(test, fuzzing))]
     pub fn assert_invariants(&self) {
         self.queue.assert_invariants();
-        self.rcv.holes.assert_invariants();
+        if let Some(disorder) = &self.rcv.disorder {
+            disorder.holes.assert_invariants();
+            assert!(!disorder.holes.is_empty() || disorder.duplicate.is_some(), "nothing to tell");
+        }
         assert!(!self.rcv.edge.before(self.rcv.advertised), "an edge beyond all edges");
-        if let Some((first, _)) = self.rcv.holes.iter().next() {
+        if let Some((first, _)) = self.rcv.holes().and_then(|holes| holes.iter().next()) {
             assert!(self.rcv.nxt.before(first), "text in order is still out of order");
         }
         assert!(self.congestion.cwnd() > 0);

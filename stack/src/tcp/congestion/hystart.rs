@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::Ack;
-use crate::time::Duration;
+use crate::time::{Duration, Span};
 use crate::wire::SeqNum;
 
 const MIN_RTT_THRESH: Duration = Duration::from_millis(4);
@@ -18,7 +18,7 @@ enum Stage {
     /// Conservative slow start: rounds so far and the round-trip time that it began with.
     Conservative {
         rounds: u8,
-        baseline: Duration,
+        baseline: Span,
     },
     Done,
 }
@@ -28,8 +28,8 @@ enum Stage {
 pub(super) struct HyStart {
     stage: Stage,
     window_end: Option<SeqNum>,
-    last_round: Option<Duration>,
-    this_round: Option<Duration>,
+    last_round: Option<Span>,
+    this_round: Option<Span>,
     samples: u8,
 }
 
@@ -54,16 +54,11 @@ pub(super) enum Verdict {
 
 impl HyStart {
     /// Octets the window grows by for `octets` delivered.
-    pub(super) fn growth(&self, octets: u32, ssthresh: u32) -> u32 {
+    pub(super) fn growth(&self, octets: u32) -> u32 {
         match self.stage {
-            Stage::Conservative { .. } if ssthresh == u32::MAX => octets / CSS_GROWTH_DIVISOR,
+            Stage::Conservative { .. } => octets / CSS_GROWTH_DIVISOR,
             _ => octets,
         }
-    }
-
-    /// Loss ended the first slow start.
-    pub(super) fn end(&mut self) {
-        self.stage = Stage::Done;
     }
 
     pub(super) fn on_ack(&mut self, ack: &Ack) -> Verdict {
@@ -73,6 +68,7 @@ impl HyStart {
         let end = *self.window_end.get_or_insert(ack.nxt);
         if let Some(sample) = ack.sample {
             self.samples = self.samples.saturating_add(1);
+            let sample = Span::from(sample);
             self.this_round = Some(self.this_round.map_or(sample, |m| m.min(sample)));
         }
         let verdict = self.judge();
@@ -100,8 +96,9 @@ impl HyStart {
         }
         match self.stage {
             Stage::SlowStart => {
+                let last = Duration::from(last);
                 let thresh = (last / MIN_RTT_DIVISOR).clamp(MIN_RTT_THRESH, MAX_RTT_THRESH);
-                if this >= last + thresh {
+                if Duration::from(this) >= last + thresh {
                     self.stage = Stage::Conservative { rounds: 0, baseline: this };
                 }
             }
@@ -145,9 +142,9 @@ mod tests {
         for n in 0..4 {
             assert_eq!(round(&mut hystart, n, 50), Verdict::GoOn);
         }
-        assert_eq!(hystart.growth(1000, u32::MAX), 1000);
+        assert_eq!(hystart.growth(1000), 1000);
         round(&mut hystart, 4, 60);
-        assert_eq!(hystart.growth(1000, u32::MAX), 250);
+        assert_eq!(hystart.growth(1000), 250);
         let left = (5..12).any(|n| round(&mut hystart, n, 60) == Verdict::LeaveSlowStart);
         assert!(left);
     }
@@ -160,6 +157,6 @@ mod tests {
         });
         round(&mut hystart, 4, 60);
         round(&mut hystart, 5, 50);
-        assert_eq!(hystart.growth(1000, u32::MAX), 1000);
+        assert_eq!(hystart.growth(1000), 1000);
     }
 }

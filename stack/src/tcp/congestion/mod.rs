@@ -1,4 +1,4 @@
-//! Congestion control: a window in octets, grown by ACKs and cut by loss (RFC 5681), as an enum without boxes.
+//! Congestion control: a window in octets, grown by ACKs and cut by loss (RFC 5681).
 #![forbid(unsafe_code)]
 
 mod cubic;
@@ -8,6 +8,7 @@ mod newreno;
 use super::Algorithm;
 use crate::time::{Duration, Instant};
 use crate::wire::SeqNum;
+use alloc::boxed::Box;
 use cubic::Cubic;
 use hystart::HyStart;
 use newreno::NewReno;
@@ -43,17 +44,21 @@ pub(super) enum Limited {
 #[derive(Clone, Debug)]
 enum Growth {
     NewReno(NewReno),
-    Cubic(Cubic),
+    /// `None` until the first slow start is over.
+    Cubic(Option<Box<Cubic>>),
 }
 
-/// The window of one flow.
+/// The window of one flow. What is known beside it is kept apart: most flows end before it is needed.
 #[derive(Clone, Debug)]
 pub(super) struct Congestion {
     cwnd: u32,
     ssthresh: u32,
     growth: Growth,
-    hystart: HyStart,
+    /// Watches the first slow start, once the window is in use.
+    hystart: Option<Box<HyStart>>,
 }
+
+const _: () = assert!(size_of::<Congestion>() == 32);
 
 /// IW for `mss` (RFC 6928 2).
 fn initial_window(mss: u32) -> u32 {
@@ -67,9 +72,9 @@ impl Congestion {
             ssthresh: u32::MAX,
             growth: match algorithm {
                 Algorithm::NewReno => Growth::NewReno(NewReno::default()),
-                Algorithm::Cubic => Growth::Cubic(Cubic::default()),
+                Algorithm::Cubic => Growth::Cubic(None),
             },
-            hystart: HyStart::default(),
+            hystart: None,
         }
     }
 
@@ -93,7 +98,7 @@ impl Congestion {
     /// Grows the window. Not called during fast recovery.
     pub(super) fn on_ack(&mut self, ack: Ack) {
         if ack.limited == Limited::ByApplication {
-            if let Growth::Cubic(cubic) = &mut self.growth {
+            if let Growth::Cubic(Some(cubic)) = &mut self.growth {
                 cubic.pause(ack.now);
             }
             return;
@@ -101,16 +106,23 @@ impl Congestion {
         if self.in_slow_start() {
             // No limit per ACK (RFC 3465's L): receivers that merge segments acknowledge dozens at once, and what was
             // delivered was delivered.
-            let grown = self.hystart.growth(ack.octets, self.ssthresh);
+            let first = self.ssthresh == u32::MAX;
+            let grown = match &self.hystart {
+                Some(hystart) if first => hystart.growth(ack.octets),
+                _ => ack.octets,
+            };
             self.cwnd = self.cwnd.saturating_add(grown).min(self.ssthresh.max(self.cwnd));
-            if self.hystart.on_ack(&ack) == hystart::Verdict::LeaveSlowStart {
-                self.ssthresh = self.cwnd;
+            if first
+                && self.hystart.get_or_insert_default().on_ack(&ack)
+                    == hystart::Verdict::LeaveSlowStart
+            {
+                self.end_first_slow_start(self.cwnd);
             }
             return;
         }
         let grown = match &mut self.growth {
             Growth::NewReno(reno) => reno.growth(self.cwnd, &ack),
-            Growth::Cubic(cubic) => cubic.growth(self.cwnd, &ack),
+            Growth::Cubic(cubic) => cubic.get_or_insert_default().growth(self.cwnd, &ack),
         };
         self.cwnd = self.cwnd.saturating_add(grown);
     }
@@ -119,10 +131,14 @@ impl Congestion {
     pub(super) fn on_loss(&mut self, flight: u32, mss: u32) {
         let target = match &mut self.growth {
             Growth::NewReno(reno) => reno.reduce(flight),
-            Growth::Cubic(cubic) => cubic.reduce(self.cwnd, flight, mss),
+            Growth::Cubic(cubic) => cubic.get_or_insert_default().reduce(self.cwnd, flight, mss),
         };
-        self.ssthresh = target.max(2 * mss);
-        self.hystart.end();
+        self.end_first_slow_start(target.max(2 * mss));
+    }
+
+    fn end_first_slow_start(&mut self, ssthresh: u32) {
+        self.ssthresh = ssthresh;
+        self.hystart = None;
     }
 
     /// A retransmission timeout; `first`: of this loss event (RFC 5681 3.1: ssthresh is cut once).
@@ -130,7 +146,7 @@ impl Congestion {
         if event == LossEvent::New {
             self.on_loss(flight, mss);
         }
-        if let Growth::Cubic(cubic) = &mut self.growth {
+        if let Growth::Cubic(Some(cubic)) = &mut self.growth {
             cubic.on_timeout();
         }
         self.cwnd = mss;
@@ -140,7 +156,7 @@ impl Congestion {
     pub(super) fn on_idle(&mut self, mss: u32) {
         self.ssthresh = self.ssthresh.max(self.cwnd / 4 * 3); // RFC 7661 4.4.2: remember what the path carried
         self.cwnd = self.cwnd.min(initial_window(mss));
-        if let Growth::Cubic(cubic) = &mut self.growth {
+        if let Growth::Cubic(Some(cubic)) = &mut self.growth {
             cubic.restart();
         }
     }
