@@ -8,7 +8,7 @@ use crate::control::server::{ControlError, ControlServer, Source};
 use crate::control::{MAX_ROWS, Page, PortRow, Reply, Request, RuleRow, Show, connection_row};
 use crate::metrics::{self, Counted, Metrics};
 use crate::port::{Device, PortStats};
-use crate::run::{Engine, PortInfo, SetupError, WorkerLink, start};
+use crate::run::{Engine, Io, PortInfo, SetupError, WorkerLink, start};
 use stack::buf::Pool;
 use stack::mcp::{Action, Bridge, ConnectionInfo, McpConfig, SourceMode};
 use stack::rng::Rng;
@@ -161,12 +161,14 @@ impl Appliance {
         check_capabilities(&config)?;
         let mut devices = BTreeMap::new();
         for port in &config.worker.ports {
-            let device = Device::query(&port.device).map_err(|error| ApplianceError::Device {
-                port: port.name.clone(),
-                device: port.device.clone(),
-                error,
-            })?;
-            devices.insert(port.device.clone(), device.mtu);
+            match Device::query(&port.device) {
+                Ok(device) => drop(devices.insert(port.device.clone(), device.mtu)),
+                Err(_) if matches!(port.io, Some(Io::Tap | Io::Tun)) => {} // made when it is opened
+                Err(error) => {
+                    let (port, device) = (port.name.clone(), port.device.clone());
+                    return Err(ApplianceError::Device { port, device, error });
+                }
+            }
         }
         config.fit_mss(|device| devices.get(device).copied());
         let rng = Rng::from_seed(seed().map_err(ApplianceError::Entropy)?);

@@ -42,6 +42,10 @@ pub enum Io {
     AfPacket,
     /// `pnet_datalink`: portable and slow.
     Pnet,
+    /// A TAP device: the kernel of this machine, or a virtual machine, at the other end.
+    Tap,
+    /// A TUN device: as TAP, without a link layer.
+    Tun,
 }
 
 impl Io {
@@ -51,6 +55,8 @@ impl Io {
             Io::AfXdp => "af-xdp",
             Io::AfPacket => "af-packet",
             Io::Pnet => "pnet",
+            Io::Tap => "tap",
+            Io::Tun => "tun",
         }
     }
 }
@@ -355,7 +361,11 @@ impl<E: Engine> Worker<E> {
     fn collect_neighbors(&mut self) {
         while let Some((port, frame)) = self.neighbors.poll_transmit() {
             let Some(slot) = self.ports.get_mut(usize::from(port)) else { continue };
-            let link = frame.iter().take(14).copied().collect();
+            let bare = slot.capabilities.medium == Medium::Ip;
+            if bare && frame.get(12..14) == Some(&link::ARP.to_be_bytes()) {
+                continue; // nobody is there to be asked or told
+            }
+            let link = frame.iter().take(if bare { 0 } else { 14 }).copied().collect();
             // An empty pool drops it, as a full queue would: it is asked or answered again.
             if let Some(rest) = frame.get(14..).and_then(|r| Chain::copy_from(&self.pool, 128, r)) {
                 slot.pending.push(TxFrame { link, body: TxBody::Whole(rest) });

@@ -5,8 +5,8 @@ use pcap_tests::netlink;
 use pcap_tests::netns::Namespace;
 use plait_dataplane::port::raw_socket::RawSocket;
 use plait_dataplane::port::{
-    AfPacketPort, AfXdpPort, Attach, KernelPath, PnetPort, Port, RxFrame, TxBody, TxFrame, Umem,
-    ZeroCopy,
+    AfPacketPort, AfXdpPort, Attach, KernelPath, Medium, PnetPort, Port, RxFrame, TapPort, TxBody,
+    TxFrame, Umem, ZeroCopy,
 };
 use plait_dataplane::steer::{SteerRule, Steering};
 use stack::buf::{Chain, Pool};
@@ -133,6 +133,9 @@ impl Host<'_> {
 
     fn on_frame(&mut self, frame: RxFrame, tx: &mut Vec<TxFrame>) {
         let mut octets = frame.octets;
+        if self.port.capabilities().medium == Medium::Ip {
+            return self.on_packet(octets, frame.checksum, Default::default(), tx);
+        }
         let head = octets.parts()[0].bytes()[..14].to_vec();
         let mut link: arrayvec::ArrayVec<u8, 14> = head[6..12].iter().copied().collect();
         link.extend(self.port.mac());
@@ -148,12 +151,22 @@ impl Host<'_> {
             let body = TxBody::Whole(Chain::copy_from(&self.pool, 0, &reply).unwrap());
             return tx.push(TxFrame { link, body });
         }
-        let packet = RxPacket { octets, checksum: frame.checksum, port: 0, gso_size: 0 };
+        self.on_packet(octets, frame.checksum, link, tx);
+    }
+
+    fn on_packet(
+        &mut self,
+        octets: Chain,
+        checksum: RxChecksum,
+        link: arrayvec::ArrayVec<u8, 14>,
+        tx: &mut Vec<TxFrame>,
+    ) {
+        let packet = RxPacket { octets, checksum, port: 0, gso_size: 0 };
         let Ok(Parsed::Tcp(flow, segment)) = parse(packet) else {
             self.others += 1;
             return;
         };
-        self.checksums.push(frame.checksum);
+        self.checksums.push(checksum);
         let mut reply = Segment {
             seq: SeqNum(1000),
             ack: None,
@@ -452,6 +465,54 @@ fn a_frame_received_on_one_af_xdp_port_leaves_by_another_without_a_copy() {
         drop(umem);
         assert_eq!(pool.free(), 4096);
     });
+}
+
+/// The kernel at the other end of a TAP or TUN device is that of its own namespace.
+fn crosses_whole(medium: Medium, device: &str) {
+    let Some(net) = net() else { return };
+    assert!(sh(&net.peer, "ip addr flush dev v1"));
+    net.peer.run(|| {
+        let pool = Pool::new(512, 2048);
+        let mut port = TapPort::open(device, medium, &owned()).unwrap();
+        netlink::add_address(device, ip(PEER), 24).unwrap();
+        assert_eq!(port.capabilities().medium, medium);
+        let (largest, checksums) = transfer(&net, &mut port, &pool, 1 << 20);
+        assert!(largest > 10_000, "largest segment {largest}");
+        assert!(checksums.iter().all(|c| *c == RxChecksum::Valid));
+        let before = port.stats().tx_frames;
+        echo(&net, &mut port, &pool, 1400);
+        let sent = port.stats().tx_frames - before;
+        assert!(sent < 60_000 / 1400, "{sent} frames for 60,000 octets");
+        let taken = TapPort::open(device, medium, &owned()).unwrap_err().to_string();
+        assert!(taken.contains("in use") || taken.contains("busy"), "{taken}");
+        drop(port);
+        assert_eq!(pool.free(), 512, "every frame is back");
+    });
+    assert!(!sh(&net.peer, &format!("ip link show {device}")), "it has gone with its port");
+}
+
+#[test]
+fn super_segments_cross_a_tap_device_both_ways() {
+    crosses_whole(Medium::Ethernet, "tap0");
+}
+
+#[test]
+fn super_segments_cross_a_tun_device_both_ways() {
+    crosses_whole(Medium::Ip, "tun0");
+}
+
+#[test]
+fn a_tap_device_that_was_made_before_is_used_and_left_there() {
+    let Some(net) = net() else { return };
+    assert!(sh(&net.peer, "ip addr flush dev v1; ip tuntap add dev tap0 mode tap"));
+    assert!(sh(&net.peer, &format!("ip link set tap0 mtu 9000; ip addr add {PEER}/24 dev tap0")));
+    net.peer.run(|| {
+        let pool = Pool::new(512, 2048);
+        let mut port = TapPort::open("tap0", Medium::Ethernet, &owned()).unwrap();
+        assert_eq!(port.capabilities().mtu, 9000);
+        transfer(&net, &mut port, &pool, 100_000);
+    });
+    assert!(sh(&net.peer, "ip link show tap0"));
 }
 
 #[test]

@@ -166,6 +166,28 @@ fn info(running: &Running<Nobody>) -> PortInfo {
     running.link.ask(|worker| worker.port_infos().next()).flatten().unwrap()
 }
 
+/// The kernel pings what Plait owns at the other end of a TAP and of a TUN device.
+#[test]
+fn the_kernel_at_the_other_end_of_a_tap_or_tun_device_gets_answers() {
+    let Some(net) = net() else { return };
+    for io in [Io::Tap, Io::Tun] {
+        let mut config = WorkerConfig { tun: None, ..config(io, vec![]) };
+        config.ports[0].device = "t0".into();
+        for addr in ["10.7.0.2/24", "fd00::2/64"] {
+            let mut command = Command::new("ip");
+            command.args(["addr", "del", addr, "dev", "v1"]);
+            let _ = net.peer.output(command);
+        }
+        let running = net.peer.run(|| start("worker", config, |_| Nobody::default())).unwrap();
+        net.peer.run(|| netlink::add_address("t0", ip("10.7.0.2"), 24)).unwrap();
+        net.peer.run(|| netlink::add_address("t0", ip("fd00::2"), 64)).unwrap();
+        assert_eq!(info(&running).io, io);
+        assert!(pings(&net, "10.7.0.1"), "{io:?}");
+        assert!(pings(&net, "fd00::1"), "{io:?}");
+        end(running);
+    }
+}
+
 #[test]
 fn what_suits_a_device_best_drives_it_and_says_why() {
     let Some(net) = net() else { return };

@@ -167,6 +167,10 @@ pub enum PortIo {
     AfPacket,
     /// `pnet_datalink`.
     Pnet,
+    /// A TAP device.
+    Tap,
+    /// A TUN device.
+    Tun,
 }
 
 /// `[[route]]`

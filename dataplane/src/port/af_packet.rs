@@ -4,35 +4,22 @@
 //! same frames: a TCX program hides from it what the steering rules take.
 #![forbid(unsafe_code)]
 
-use super::ethernet::{Offload, VNET_LEN, vnet_checksum, vnet_gso_size};
 use super::sys::{
     MAX_MESSAGES, bind_packet, read_option, receive_multicast, send_messages, set_option, socket,
 };
-use super::{
-    BURST, Capabilities, Device, Medium, Port, PortError, PortStats, Program, RxFrame, TxBody,
-    TxFrame,
-};
+use super::vnet::{Head, Scatter, head, is_full, write};
+use super::{Capabilities, Device, Medium, Port, PortError, PortStats, Program, RxFrame, TxFrame};
 use crate::steer::{Flavour, Steering, compile};
 use arrayvec::ArrayVec;
 use smallvec::SmallVec;
-use stack::buf::{Chain, Frame, Payload, Pool};
+use stack::buf::Pool;
 use std::cell::Cell;
 use std::fs::File;
-use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read};
+use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-/// In front of a received Ethernet header: with the headers behind it, enough for any headers of ours.
-const HEADROOM: usize = 128;
-/// Largest frame: 65,535 octets of IP packet behind an Ethernet header.
-const MAX_FRAME: usize = 65_535 + 14;
-/// Most pool frames that one frame is scattered over.
-const MAX_PARTS: usize = 128;
-/// Octets handed up by one `receive`, roughly: more would fall out of the cache before they are sent.
-const BURST_OCTETS: usize = 512 << 10;
 /// Socket buffers, in octets as the kernel counts them (doubled by it): tens of super-segments.
 const SOCKET_BUFFER: i32 = 4 << 20;
-/// Most slices that one message takes.
-const MAX_SLICES: usize = 1024;
 /// Slices of one batch of messages, unless one message has more: a system call is saved for frames of few slices, for
 /// super-segments it is nothing beside the copy.
 const BATCH_SLICES: usize = 128;
@@ -47,8 +34,7 @@ pub struct AfPacketPort {
     _tcx: Option<OwnedFd>,
     /// Set where the socket has no filter of its own.
     steering: Option<Steering>,
-    /// Taken from the pool for the next read.
-    spare: Vec<Frame>,
+    scatter: Scatter,
     warnings: Vec<String>,
     /// Frames that the socket buffer had no room for, as far as the kernel was asked: it forgets what it has said.
     overflow: Cell<u64>,
@@ -110,7 +96,7 @@ impl AfPacketPort {
             device,
             _tcx: tcx.ok(),
             steering: filtered.is_err().then(|| steering.clone()),
-            spare: Vec::new(),
+            scatter: Scatter::default(),
             warnings,
             overflow: Cell::new(0),
             stats: PortStats::default(),
@@ -121,95 +107,21 @@ impl AfPacketPort {
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
-
-    /// Takes frames for the largest frame there is. False: the pool has too few.
-    fn refill(&mut self, pool: &Pool) -> bool {
-        let chunk = pool.chunk_size();
-        let want = (MAX_FRAME + HEADROOM).div_ceil(chunk).min(MAX_PARTS);
-        while self.spare.len() < want {
-            match pool.take() {
-                Some(frame) => self.spare.push(frame),
-                None => break,
-            }
-        }
-        // An ordinary frame fits; a super-segment then may not, and is dropped.
-        self.spare.len() * chunk >= HEADROOM + self.device.mtu as usize + 14
-            || self.spare.len() == want
-    }
-
-    /// Reads one frame into the spare pool frames.
-    fn read(&mut self) -> io::Result<(usize, [u8; VNET_LEN])> {
-        let mut vnet = [0; VNET_LEN];
-        let mut slices: ArrayVec<IoSliceMut<'_>, { MAX_PARTS + 1 }> = ArrayVec::new();
-        slices.push(IoSliceMut::new(&mut vnet));
-        let mut start = HEADROOM;
-        // The last in the list first, so that what is used can be taken off its end.
-        for frame in self.spare.iter_mut().rev() {
-            let Some(octets) = frame.unique_mut().and_then(|o| o.get_mut(start..)) else { break };
-            slices.push(IoSliceMut::new(octets));
-            start = 0;
-        }
-        let n = self.socket.read_vectored(&mut slices)?;
-        drop(slices);
-        Ok((n.saturating_sub(VNET_LEN), vnet))
-    }
-
-    /// The frame just read, `len` octets long.
-    fn take(&mut self, mut len: usize) -> Chain {
-        let mut octets = Chain::new();
-        let mut start = HEADROOM;
-        while len > 0 {
-            let Some(frame) = self.spare.pop() else { break };
-            let part = len.min(frame.capacity() - start);
-            octets.push(Payload::new(frame, start as u16, part as u16));
-            len -= part;
-            start = 0;
-        }
-        octets
-    }
 }
 
 impl Port for AfPacketPort {
     fn receive(&mut self, pool: &Pool, rx: &mut Vec<RxFrame>) {
-        let mut octets = 0;
-        for _ in 0..BURST {
-            if octets >= BURST_OCTETS || !self.refill(pool) {
-                return;
-            }
-            let room = self.spare.len() * pool.chunk_size() - HEADROOM;
-            let (len, vnet) = match self.read() {
-                Ok(read) => read,
-                Err(e) if e.kind() == ErrorKind::Interrupted => continue,
-                Err(_) => return, // nothing more, or the link is down: it may come back
-            };
-            if len < 14 || len >= room {
-                self.stats.rx_dropped += 1;
-                continue;
-            }
-            if let Some(steering) = &self.steering {
-                let head = self
-                    .spare
-                    .last()
-                    .map(|f| f.bytes(HEADROOM as u16, len.min(f.capacity() - HEADROOM) as u16));
-                if !head.is_some_and(|head| steering.takes(head)) {
-                    continue;
-                }
-            }
-            octets += len;
-            self.stats.rx_frames += 1;
-            self.stats.rx_octets += len as u64;
-            rx.push(RxFrame {
-                octets: self.take(len),
-                checksum: vnet_checksum(&vnet),
-                gso_size: vnet_gso_size(&vnet),
-            });
-        }
+        let steering = self.steering.as_ref();
+        let wanted = |head: &[u8]| steering.is_none_or(|steering| steering.takes(head));
+        let room = (pool, self.device.mtu as usize + 14);
+        // An error: the link is down; it may come back.
+        let _ = self.scatter.receive(&self.socket, room, wanted, &mut self.stats, rx);
     }
 
     fn transmit(&mut self, tx: &mut Vec<TxFrame>) {
         let mut done = 0;
         while let Some(rest) = tx.get(done..).filter(|rest| !rest.is_empty()) {
-            match write(&self.socket, rest) {
+            match write_batch(&self.socket, rest) {
                 Ok(sent) => {
                     for frame in rest.iter().take(sent) {
                         self.stats.tx_frames += 1;
@@ -259,54 +171,28 @@ impl Port for AfPacketPort {
     }
 }
 
-fn is_full(error: &io::Error) -> bool {
-    error.kind() == ErrorKind::WouldBlock || error.raw_os_error() == Some(libc::ENOBUFS)
-}
-
-/// Virtio-net header, link-layer header and packet header of a frame.
-type Head = ArrayVec<u8, { VNET_LEN + 14 + 120 }>;
-
-fn head(frame: &TxFrame) -> Head {
-    let mut head = Head::new();
-    let (vnet, packet_header): (_, &[u8]) = match &frame.body {
-        TxBody::Tcp(packet) => (Offload::of(packet, frame.link.len()).vnet(), &packet.header),
-        TxBody::Whole(_) => ([0; VNET_LEN], &[]),
-    };
-    head.extend(vnet);
-    head.extend(frame.link.iter().copied());
-    head.extend(packet_header.iter().copied());
-    head
-}
-
 /// Writes frames from the front of `frames`, as many as one system call takes: each gathered from its head and the rest
 /// by reference. How many went.
-fn write(socket: &File, frames: &[TxFrame]) -> io::Result<usize> {
+fn write_batch(socket: &File, frames: &[TxFrame]) -> io::Result<usize> {
     let parts = |frame: &TxFrame| frame.body.octets().parts().len();
+    if let Some(first) = frames.first()
+        && parts(first) >= BATCH_SLICES
+    {
+        return write(socket, first).map(|()| 1);
+    }
     let mut slices_left = BATCH_SLICES;
     let fits = |frame: &&TxFrame| {
         let fits = slices_left > parts(frame);
         slices_left = slices_left.saturating_sub(parts(frame) + 1);
         fits
     };
-    let count = frames.iter().take(MAX_MESSAGES).take_while(fits).count().max(1);
+    let count = frames.iter().take(MAX_MESSAGES).take_while(fits).count();
     let frames = frames.get(..count).unwrap_or(frames);
     let heads: ArrayVec<Head, MAX_MESSAGES> = frames.iter().map(head).collect();
-    let copied;
     let mut slices: SmallVec<[IoSlice<'_>; BATCH_SLICES]> = SmallVec::new();
-    match frames {
-        // The kernel takes no more slices for one message.
-        [frame] if parts(frame) >= MAX_SLICES => {
-            copied = frame.body.octets().to_vec();
-            slices.extend(heads.iter().map(|head| IoSlice::new(head)));
-            slices.push(IoSlice::new(&copied));
-            return send_messages(socket, &[&slices]);
-        }
-        _ => {
-            for (frame, head) in frames.iter().zip(&heads) {
-                slices.push(IoSlice::new(head));
-                slices.extend(frame.body.octets().parts().iter().map(|p| IoSlice::new(p.bytes())));
-            }
-        }
+    for (frame, head) in frames.iter().zip(&heads) {
+        slices.push(IoSlice::new(head));
+        slices.extend(frame.body.octets().parts().iter().map(|p| IoSlice::new(p.bytes())));
     }
     let mut rest = slices.as_slice();
     let messages: ArrayVec<&[IoSlice<'_>], MAX_MESSAGES> = frames

@@ -13,7 +13,9 @@ mod pcap;
 mod pnet;
 pub mod raw_socket;
 mod sys;
+mod tap;
 mod tun;
+mod vnet;
 
 pub use af_packet::AfPacketPort;
 pub use af_xdp::{AfXdpPort, Umem, ZeroCopy};
@@ -22,6 +24,7 @@ pub use memory::MemoryPort;
 pub use pcap::PcapPort;
 pub use pnet::PnetPort;
 pub use sys::{Device, Interest, Waker, kernel_addresses, wait};
+pub use tap::TapPort;
 pub use tun::KernelPath;
 
 use crate::steer::TooLong;

@@ -1,5 +1,6 @@
 //! The system calls that `std` does not have: sockets' options, device queries, memory maps, eventfd, ppoll, TUN.
 
+use super::Medium;
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, IoSlice};
@@ -378,15 +379,26 @@ pub fn wait(fds: impl IntoIterator<Item = (RawFd, Interest)>, timeout: Option<Du
     }
 }
 
-/// Creates a TUN device with virtio-net headers and brings it up; it vanishes when the file closes.
-pub(crate) fn open_tun(name: &str) -> io::Result<File> {
+/// Creates a TAP (Ethernet) or TUN (IP) device with virtio-net headers or attaches to one that exists, lets the kernel
+/// send super-segments and unfinished checksums to it, and brings it up. One made here vanishes when the file closes.
+pub(crate) fn open_tun(name: &str, medium: Medium) -> io::Result<File> {
     let tun = File::options().read(true).write(true).open("/dev/net/tun")?;
     // SAFETY: no pointers.
     check(unsafe { libc::fcntl(tun.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) })?;
     let tun = OwnedFd::from(tun);
+    let kind = match medium {
+        Medium::Ethernet => libc::IFF_TAP,
+        Medium::Ip => libc::IFF_TUN,
+    };
     let mut request = named_request(name)?;
-    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
-    ifreq_ioctl(&tun, libc::TUNSETIFF as _, &mut request)?;
+    request.ifr_ifru.ifru_flags = (kind | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
+    // That of a process that has just ended may be on its way out.
+    while_busy(20, || ifreq_ioctl(&tun, libc::TUNSETIFF as _, &mut request))?;
+    let offloads = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+    // SAFETY: the argument is a number.
+    check(unsafe {
+        libc::ioctl(tun.as_raw_fd(), libc::TUNSETOFFLOAD as _, offloads as libc::c_ulong)
+    })?;
     let probe = socket(libc::AF_INET, libc::SOCK_DGRAM, 0)?;
     let mut request = named_request(name)?;
     ifreq_ioctl(&probe, libc::SIOCGIFFLAGS as _, &mut request)?;
@@ -395,6 +407,23 @@ pub(crate) fn open_tun(name: &str) -> io::Result<File> {
     request.ifr_ifru.ifru_flags = flags | libc::IFF_UP as i16;
     ifreq_ioctl(&probe, libc::SIOCSIFFLAGS as _, &mut request)?;
     Ok(tun.into())
+}
+
+/// Tries again, every 50 ms and `times` times at most, what fails with EBUSY: the kernel lets go of what a descriptor held
+/// some time after it was closed.
+pub(crate) fn while_busy<T>(
+    times: u32,
+    mut attempt: impl FnMut() -> io::Result<T>,
+) -> io::Result<T> {
+    for _ in 0..times {
+        match attempt() {
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            other => return other,
+        }
+    }
+    attempt()
 }
 
 #[cfg(test)]

@@ -4,13 +4,13 @@
 //! not reach through this device, so the device's `rp_filter` must be 0 or 2 (and that of `all` not 1).
 #![forbid(unsafe_code)]
 
+use super::Medium;
 use super::ethernet::{Offload, VNET_LEN};
 use super::sys::open_tun;
 use arrayvec::ArrayVec;
 use stack::wire::{RxChecksum, RxPacket, checksum};
 use std::fs::File;
-use std::io::{self, ErrorKind, IoSlice, Read, Write};
-use std::time::Duration;
+use std::io::{self, IoSlice, Read, Write};
 
 /// A TUN device that leads into the kernel's own stack.
 #[derive(Debug)]
@@ -25,17 +25,7 @@ impl KernelPath {
     /// # Errors
     /// If `/dev/net/tun` is missing, or there is no CAP_NET_ADMIN in this namespace.
     pub fn open(name: &str) -> io::Result<KernelPath> {
-        let mut tries = 0;
-        let tun = loop {
-            match open_tun(name) {
-                // That of a process that has just ended may be on its way out.
-                Err(e) if e.kind() == ErrorKind::ResourceBusy && tries < 20 => {
-                    tries += 1;
-                    std::thread::sleep(Duration::from_millis(50));
-                }
-                other => break other?,
-            }
-        };
+        let tun = open_tun(name, Medium::Ip)?;
         // Only this namespace's own view of /proc/sys/net is written; where it is read-only the administrator decides.
         for (key, value) in [("ipv4", "rp_filter"), ("ipv6", "accept_ra")] {
             let _ = std::fs::write(format!("/proc/sys/net/{key}/conf/{name}/{value}"), "0");

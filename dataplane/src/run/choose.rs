@@ -3,7 +3,8 @@
 
 use super::{Io, PortConfig, SetupError, WorkerConfig};
 use crate::port::{
-    AfPacketPort, AfXdpPort, Attach, Device, PnetPort, Port, PortError, Umem, XdpMode, ZeroCopy,
+    AfPacketPort, AfXdpPort, Attach, Device, Medium, PnetPort, Port, PortError, TapPort, Umem,
+    XdpMode, ZeroCopy,
 };
 use crate::steer::Steering;
 use stack::buf::Pool;
@@ -112,6 +113,11 @@ fn open(
             let warnings = port.warnings().to_vec();
             (Box::new(port), "as configured".to_owned(), warnings)
         }
+        Io::Tap | Io::Tun => {
+            let medium = if io == Io::Tap { Medium::Ethernet } else { Medium::Ip };
+            let port = TapPort::open(device, medium, steering)?;
+            (Box::new(port), "as configured".to_owned(), Vec::new())
+        }
         Io::Pnet => {
             let warning = format!(
                 "{device}: pnet does not hide frames from the kernel; set net.ipv4.ip_forward=0"
@@ -156,6 +162,10 @@ fn help(io: Io, error: &PortError) -> &'static str {
         (Io::AfXdp, Some(libc::EPERM | libc::EACCES)) => {
             "give the program CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF"
         }
+        (Io::Tap | Io::Tun, Some(libc::EBUSY | libc::EINVAL)) => {
+            "name another device: this one is in use, or of another kind"
+        }
+        (Io::Tap | Io::Tun, Some(libc::ENOENT)) => "load the kernel's module tun (/dev/net/tun)",
         (_, Some(libc::EPERM | libc::EACCES)) => {
             "give the program CAP_NET_ADMIN and CAP_NET_RAW (docs/OPERATIONS.md)"
         }

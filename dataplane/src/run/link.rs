@@ -9,6 +9,9 @@ use stack::wire::{RxPacket, TxPacket};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 const ETHERNET: u32 = 14;
+pub(super) const ARP: u16 = 0x0806;
+const IPV4: u16 = 0x0800;
+const IPV6: u16 = 0x86dd;
 
 /// The link-layer header of a packet.
 pub(super) fn header(
@@ -19,7 +22,7 @@ pub(super) fn header(
 ) -> ArrayVec<u8, 14> {
     let mut link = ArrayVec::new();
     if medium == Medium::Ethernet {
-        let ethertype: u16 = if packet.flow.local.addr.is_ipv4() { 0x0800 } else { 0x86dd };
+        let ethertype: u16 = if packet.flow.local.addr.is_ipv4() { IPV4 } else { IPV6 };
         link.extend(to);
         link.extend(from);
         link.extend(ethertype.to_be_bytes());
@@ -29,12 +32,7 @@ pub(super) fn header(
 
 /// The destination of an IP packet.
 pub(super) fn destination(packet: &RxPacket) -> Option<IpAddr> {
-    let octets = packet.octets.parts().first()?.bytes();
-    match octets.first()? >> 4 {
-        4 => Some(Ipv4Addr::from(*octets.get(16..)?.first_chunk::<4>()?).into()),
-        6 => Some(Ipv6Addr::from(*octets.get(24..)?.first_chunk::<16>()?).into()),
-        _ => None,
-    }
+    addresses(packet.octets.parts().first()?.bytes()).map(|(_, _, to)| to)
 }
 
 /// What the first octets of an Ethernet frame say.
@@ -46,20 +44,28 @@ struct Head {
     ip: Option<(u8, IpAddr, IpAddr)>,
 }
 
+/// IP protocol, source and destination of a packet.
+fn addresses(packet: &[u8]) -> Option<(u8, IpAddr, IpAddr)> {
+    match packet.first()? >> 4 {
+        4 => {
+            let at = |i: usize| Some(Ipv4Addr::from(*packet.get(i..)?.first_chunk::<4>()?));
+            Some((*packet.get(9)?, at(12)?.into(), at(16)?.into()))
+        }
+        6 => {
+            let at = |i: usize| Some(Ipv6Addr::from(*packet.get(i..)?.first_chunk::<16>()?));
+            Some((*packet.get(6)?, at(8)?.into(), at(24)?.into()))
+        }
+        _ => None,
+    }
+}
+
 impl Head {
     fn parse(frame: &[u8]) -> Option<Head> {
         let to = *frame.first_chunk()?;
         let from = *frame.get(6..)?.first_chunk()?;
         let ethertype = u16::from_be_bytes(*frame.get(12..)?.first_chunk()?);
         let ip = match ethertype {
-            0x0800 => {
-                let at = |i: usize| Some(Ipv4Addr::from(*frame.get(i..)?.first_chunk::<4>()?));
-                Some((*frame.get(23)?, at(26)?.into(), at(30)?.into()))
-            }
-            0x86dd => {
-                let at = |i: usize| Some(Ipv6Addr::from(*frame.get(i..)?.first_chunk::<16>()?));
-                Some((*frame.get(20)?, at(22)?.into(), at(38)?.into()))
-            }
+            IPV4 | IPV6 => addresses(frame.get(ETHERNET as usize..)?),
             _ => None,
         };
         Some(Head { to, from, ethertype, ip })
@@ -74,8 +80,8 @@ impl<E: Engine> Worker<E> {
         let RxFrame { mut octets, checksum, gso_size } = frame;
         let Some(slot) = self.ports.get(usize::from(port)) else { return };
         if slot.capabilities.medium == Medium::Ip {
-            self.received.push(RxPacket { octets, checksum, port, gso_size });
-            return;
+            let intercepts = slot.intercepts;
+            return self.on_bare(RxPacket { octets, checksum, port, gso_size }, intercepts, now);
         }
         let head = octets.parts().first().and_then(|part| Head::parse(part.bytes()));
         let Some(head) = head else {
@@ -94,7 +100,7 @@ impl<E: Engine> Worker<E> {
                 }
             }
             _ => {
-                let resolution = head.ethertype == 0x0806 || head.ip.is_some();
+                let resolution = head.ethertype == ARP || head.ip.is_some();
                 if resolution && self.neighbors.on_frame(port, &octets.to_vec(), now) {
                     return;
                 }
@@ -106,5 +112,31 @@ impl<E: Engine> Worker<E> {
         }
         octets.trim_front(ETHERNET);
         self.received.push(RxPacket { octets, checksum, port, gso_size });
+    }
+
+    /// A packet that came without a link layer: TCP for the engine, or an echo request to answer here.
+    fn on_bare(&mut self, packet: RxPacket, intercepts: bool, now: Instant) {
+        let start = packet.octets.parts().first().map_or(&[][..], |part| part.bytes());
+        match addresses(start) {
+            Some((TCP, source, _)) => {
+                if intercepts {
+                    self.routes.learn(source, packet.port, [0; 6]);
+                }
+            }
+            Some((_, source, _)) => {
+                let mut frame = vec![0; 12];
+                let ethertype = if source.is_ipv6() { IPV6 } else { IPV4 };
+                frame.extend(ethertype.to_be_bytes());
+                frame.extend(packet.octets.to_vec());
+                if self.neighbors.on_frame(packet.port, &frame, now) {
+                    return;
+                }
+            }
+            None => {
+                self.stats.ignored += 1;
+                return;
+            }
+        }
+        self.received.push(packet);
     }
 }

@@ -126,11 +126,14 @@ fn link_local(
         || kernel.iter().any(|(device, addr, _)| {
             *device == port.device && matches!(addr, IpAddr::V6(a) if !a.is_unicast_link_local())
         });
-    if !used {
+    if !used || port.io == Some(Io::Tun) {
         return Ok(None);
     }
-    let device = Device::query(&port.device)
-        .map_err(|error| PortError::Device { device: port.device.clone(), error })?;
+    let device = match Device::query(&port.device) {
+        Ok(device) => device,
+        Err(_) if port.io == Some(Io::Tap) => return Ok(None), // about to be made: it has no address yet
+        Err(error) => return Err(PortError::Device { device: port.device.clone(), error }.into()),
+    };
     let [a, b, c, d, e, f] = device.mac;
     let octets = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfd, d, e, f];
     Ok(Some(Prefix { addr: octets.into(), len: 64 }))

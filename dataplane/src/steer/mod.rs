@@ -42,6 +42,16 @@ impl Steering {
         self.check(frame).unwrap_or(false)
     }
 
+    /// As [`Steering::takes`], for an IP packet without a link layer.
+    pub fn takes_packet(&self, packet: &[u8]) -> bool {
+        let checked = match packet.first().map(|octet| octet >> 4) {
+            Some(4) => self.check_ipv4(packet),
+            Some(6) => self.check_ipv6(packet),
+            _ => None,
+        };
+        checked.unwrap_or(false)
+    }
+
     fn check(&self, frame: &[u8]) -> Option<bool> {
         let packet = frame.get(14..)?;
         match u16_at(frame, 12)? {

@@ -123,6 +123,8 @@ impl Check {
                 PortIo::AfXdp => Some(Io::AfXdp),
                 PortIo::AfPacket => Some(Io::AfPacket),
                 PortIo::Pnet => Some(Io::Pnet),
+                PortIo::Tap => Some(Io::Tap),
+                PortIo::Tun => Some(Io::Tun),
             },
             queues: self.queues(key, port),
             owned: Vec::new(),

@@ -2,13 +2,12 @@
 
 use super::ring::{Consumer, Producer};
 use super::{Umem, ZeroCopy};
-use crate::port::sys::{bind, kick_rx, kick_tx, read_option, set_option, socket};
+use crate::port::sys::{bind, kick_rx, kick_tx, read_option, set_option, socket, while_busy};
 use stack::buf::{Frame, HeadroomClaim};
 use std::io;
 use std::mem::zeroed;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::{Rc, Weak};
-use std::time::Duration;
 
 /// Entries per ring. 512 overflowed under TCP bursts from a kernel sender, 2048 did not.
 const RING: u32 = 2048;
@@ -219,7 +218,8 @@ fn bind_queue(
             sxdp_queue_id: number,
             sxdp_shared_umem_fd: first.map_or(0, |a| a.fd.as_raw_fd() as u32),
         };
-        result = bind_patiently(fd, &address);
+        // A queue stays busy for a moment after its last socket was closed.
+        result = while_busy(40, || bind(fd, &address));
         if result.is_ok() {
             if first.is_none() {
                 umem.sg.set(flags & libc::XDP_USE_SG != 0);
@@ -228,18 +228,4 @@ fn bind_queue(
         }
     }
     result.map(|()| false)
-}
-
-/// A queue stays busy for a moment after its last socket was closed.
-fn bind_patiently(fd: &OwnedFd, address: &libc::sockaddr_xdp) -> io::Result<()> {
-    let mut tries = 0;
-    loop {
-        match bind(fd, address) {
-            Err(e) if e.raw_os_error() == Some(libc::EBUSY) && tries < 40 => {
-                tries += 1;
-                std::thread::sleep(Duration::from_millis(50));
-            }
-            other => return other,
-        }
-    }
 }
