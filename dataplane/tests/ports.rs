@@ -5,14 +5,14 @@ use pcap_tests::netlink;
 use pcap_tests::netns::Namespace;
 use plait_dataplane::port::raw_socket::RawSocket;
 use plait_dataplane::port::{
-    AfPacketPort, AfXdpPort, Attach, KernelPath, Medium, PnetPort, Port, RxFrame, TapPort, TxBody,
-    TxFrame, Umem, ZeroCopy,
+    AfPacketPort, AfXdpPort, Attach, KernelPath, Medium, PnetPort, Port, PortError, RxFrame,
+    TapPort, TxBody, TxFrame, Umem, XdpMode, ZeroCopy,
 };
 use plait_dataplane::steer::{SteerRule, Steering};
 use stack::buf::{Chain, Pool};
 use stack::wire::{
     Control, Options, Parsed, Prefix, RxChecksum, RxPacket, Segment, SegmentOptions, SeqNum,
-    SynOptions, UnscaledWindow, emit, parse,
+    SynOptions, UnscaledWindow, emit, parse, segment_packet,
 };
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -198,7 +198,13 @@ impl Host<'_> {
         }
         reply.ack = Some(self.nxt);
         let packet = emit(flow, &reply, self.echo.unwrap_or(0));
-        tx.push(TxFrame { link, body: TxBody::Tcp(packet) });
+        if packet.is_super_segment() && !self.port.capabilities().segmentation {
+            let frames = segment_packet(packet)
+                .map(|packet| TxFrame { link: link.clone(), body: TxBody::Tcp(packet) });
+            tx.extend(frames);
+        } else {
+            tx.push(TxFrame { link, body: TxBody::Tcp(packet) });
+        }
     }
 }
 
@@ -387,6 +393,70 @@ fn af_xdp_takes_and_sends_frames_longer_than_a_chunk() {
         assert_eq!(port.stats().tx_dropped, 0);
         drop(port);
         assert_eq!(pool.free(), 4096);
+    });
+}
+
+/// A bridge runs no XDP of its own: the program runs behind it, where the kernel's super-segments arrive whole.
+#[test]
+fn af_xdp_takes_the_generic_mode_where_the_driver_has_no_xdp() {
+    let Some(net) = net() else { return };
+    let bridge = "ip link add br0 type bridge; ip link set v0 master br0; ip link set br0 up";
+    let moved = format!("ip addr del {KERNEL}/24 dev v0; ip addr add {KERNEL}/24 dev br0");
+    assert!(sh(&net.ours, bridge) && sh(&net.ours, &moved));
+    net.ours.run(|| {
+        let pool = Pool::new(4096, 2048);
+        let umem = Umem::new(pool.clone(), ZeroCopy::IfPossible).unwrap();
+        let open = |attach| AfXdpPort::open("br0", &owned(), &[], attach, &umem);
+        let refused = open(Attach::NativeOnly).unwrap_err();
+        assert!(matches!(refused, PortError::NoNativeXdp { .. }), "{refused}");
+        let mut port = open(Attach::Any).unwrap();
+        assert_eq!(port.mode(), XdpMode::Generic);
+        let (largest, _) = transfer(&net, &mut port, &pool, 1 << 20);
+        assert!(largest > 10_000, "largest segment {largest}");
+        echo(&net, &mut port, &pool, 1400);
+        assert_eq!(port.stats().rx_dropped, 0);
+        assert_kernel_undisturbed(&net);
+        drop((port, umem));
+        assert_eq!(pool.free(), 4096);
+    });
+}
+
+#[test]
+fn af_xdp_runs_in_the_driver_of_a_veth_device_unless_told_otherwise() {
+    let Some(net) = net() else { return };
+    net.ours.run(|| {
+        for (attach, mode) in
+            [(Attach::NativeOnly, XdpMode::Native), (Attach::GenericOnly, XdpMode::Generic)]
+        {
+            let pool = Pool::new(4096, 2048);
+            let umem = Umem::new(pool.clone(), ZeroCopy::IfPossible).unwrap();
+            let mut port = AfXdpPort::open("v0", &owned(), &[], attach, &umem).unwrap();
+            assert_eq!(port.mode(), mode);
+            transfer(&net, &mut port, &pool, 100_000);
+        }
+    });
+}
+
+/// One pool is the UMEM of every queue of every port, whichever of them come and go.
+#[test]
+fn af_xdp_ports_share_a_umem_as_long_as_any_is_open() {
+    let Some(net) = net() else { return };
+    let queues = "numrxqueues 2 numtxqueues 2";
+    let add = format!("ip link add q0 up {queues} type veth peer name q1 {queues}");
+    assert!(sh(&net.ours, &add) && sh(&net.ours, "ip link set q1 up"));
+    net.ours.run(|| {
+        let pool = Pool::new(4096, 2048);
+        let umem = Umem::new(pool.clone(), ZeroCopy::IfPossible).unwrap();
+        let open = |device| AfXdpPort::open(device, &owned(), &[], Attach::Any, &umem).unwrap();
+        let (first, second) = (open("q0"), open("q1"));
+        assert_eq!((first.fds().len(), second.fds().len()), (2, 2));
+        drop(first);
+        let mut third = open("v0"); // shares with the second: the one that registered the UMEM is gone
+        transfer(&net, &mut third, &pool, 100_000);
+        drop((second, third));
+        assert_eq!(pool.free(), 4096, "every frame is back");
+        let mut last = open("v0"); // registers it again
+        transfer(&net, &mut last, &pool, 100_000);
     });
 }
 

@@ -203,11 +203,13 @@ fn bind_queue(
 ) -> io::Result<bool> {
     let copy = libc::XDP_COPY | libc::XDP_USE_NEED_WAKEUP;
     let zero_copy = libc::XDP_ZEROCOPY | libc::XDP_USE_NEED_WAKEUP;
+    let sg = libc::XDP_USE_SG;
     let attempts: &[u16] = match (first, umem.zero_copy) {
         // A socket that shares a UMEM takes over how it was bound first.
         (Some(_), _) => &[libc::XDP_SHARED_UMEM],
-        (None, ZeroCopy::Never) => &[copy | libc::XDP_USE_SG, copy],
-        (None, ZeroCopy::IfPossible) => &[zero_copy, copy | libc::XDP_USE_SG, copy],
+        (None, ZeroCopy::Never) => &[copy | sg, copy],
+        // A driver with zero copy but without frames of several chunks refuses an MTU that needs them.
+        (None, ZeroCopy::IfPossible) => &[zero_copy | sg, zero_copy, copy | sg, copy],
     };
     let mut result = Err(io::ErrorKind::Unsupported.into());
     for flags in attempts {
