@@ -9,7 +9,7 @@
 //! - [`mptcp`]: one connection over N subflows (RFC 8684)
 //! - [`tcp`]: one flow (RFC 9293 and friends)
 //! - [`wire`]: formats and checksums
-//! - [`buf`] and [`time`]: frames and pools, instants and the timing wheel
+//! - [`buf`], [`time`] and [`blocks`]: frames and pools, instants and the timing wheel, containers that grow evenly
 //!
 //! A floor uses only floors below it; `tests/layers.rs` holds the table.
 //!
@@ -21,6 +21,7 @@ extern crate alloc;
 #[cfg(any(test, feature = "testkit"))]
 extern crate std;
 
+pub mod blocks;
 pub mod buf;
 pub mod checksum;
 pub mod mcp;

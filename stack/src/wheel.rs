@@ -4,6 +4,7 @@
 //! the deadline moved, inserts it again. Moving a deadline later therefore costs nothing until the old one passes.
 #![forbid(unsafe_code)]
 
+use crate::blocks::{BlockQueue, BlockVec};
 use crate::time::Instant;
 use alloc::vec::Vec;
 
@@ -16,24 +17,25 @@ const SLOTS: usize = 1 << SLOT_BITS;
 const LEVELS: usize = 8;
 const LAST_TICK: u64 = (1 << (SLOT_BITS * LEVELS as u32)) - 1;
 
-/// Deadlines by key. Nothing comes out early; late by at most one tick (plus how late `expire` is called).
+/// Deadlines by key. Nothing comes out early; late by at most one tick (plus how late `expire` is called, and how often
+/// it may move entries).
 #[derive(Debug)]
 pub struct Wheel<K> {
     levels: [Level<K>; LEVELS],
     /// The tick up to which everything has come out.
     elapsed: u64,
     /// What was due when it was inserted, in order of insertion.
-    due: Vec<K>,
-    /// Emptied slot vector, kept for its memory.
-    scratch: Vec<Entry<K>>,
+    due: BlockQueue<K>,
+    /// Level and slot that are being emptied. Nothing enters that slot: `elapsed` is its first tick.
+    emptying: Option<(usize, usize)>,
     len: usize,
 }
 
 /// 64 slots of 64^level ticks each.
 #[derive(Debug)]
 struct Level<K> {
-    slots: [Vec<Entry<K>>; SLOTS],
-    /// Bit i: slot i holds something.
+    slots: [BlockVec<Entry<K>>; SLOTS],
+    /// Bit i: slot i holds something, and is not being emptied.
     occupied: u64,
 }
 
@@ -59,12 +61,12 @@ impl<K: Copy> Wheel<K> {
     pub fn new() -> Wheel<K> {
         Wheel {
             levels: core::array::from_fn(|_| Level {
-                slots: core::array::from_fn(|_| Vec::new()),
+                slots: core::array::from_fn(|_| BlockVec::new()),
                 occupied: 0,
             }),
             elapsed: 0,
-            due: Vec::new(),
-            scratch: Vec::new(),
+            due: BlockQueue::new(),
+            emptying: None,
             len: 0,
         }
     }
@@ -88,7 +90,7 @@ impl<K: Copy> Wheel<K> {
 
     fn place(&mut self, entry: Entry<K>) {
         if entry.tick <= self.elapsed {
-            self.due.push(entry.key);
+            self.due.push_back(entry.key);
             return;
         }
         // The level of the highest digit in which the deadline differs from now: all digits above agree, so on its level
@@ -101,32 +103,44 @@ impl<K: Copy> Wheel<K> {
         level.slots[slot].push(entry);
     }
 
-    /// Moves every key whose time has come to the end of `out`: by tick, within one tick in no particular order.
-    pub fn expire(&mut self, now: Instant, out: &mut Vec<K>) {
-        let before = out.len();
-        out.append(&mut self.due);
-        let now = now.as_nanos() >> TICK_SHIFT;
-        while let Some((level, slot, start)) = self.next_slot()
-            && start <= now
-        {
-            self.elapsed = start;
-            let mut entries = core::mem::take(&mut self.scratch);
-            core::mem::swap(&mut entries, &mut self.levels[level].slots[slot]);
-            self.levels[level].occupied &= !(1 << slot);
-            for entry in entries.drain(..) {
-                self.place(entry);
+    /// Moves keys whose time has come to the end of `out`: by tick, within one tick in no particular order. After `moves`
+    /// moves of an entry (one brings it to a lower level or out) the rest stays for the next call; `next_deadline` is not
+    /// after `now` then.
+    pub fn expire(&mut self, now: Instant, out: &mut Vec<K>, moves: usize) {
+        let now = (now.as_nanos() >> TICK_SHIFT).min(LAST_TICK);
+        let mut left = moves;
+        while left > 0 {
+            if let Some(key) = self.due.pop_front() {
+                out.push(key);
+                self.len -= 1;
+                left -= 1;
+            } else if let Some((level, slot)) = self.emptying {
+                let entries = &mut self.levels[level].slots[slot];
+                let entry = entries.pop();
+                if entries.is_empty() {
+                    self.emptying = None;
+                }
+                if let Some(entry) = entry {
+                    self.place(entry);
+                    left -= 1;
+                }
+            } else if let Some((level, slot, start)) = self.next_slot()
+                && start <= now
+            {
+                self.elapsed = start;
+                self.emptying = Some((level, slot));
+                self.levels[level].occupied &= !(1 << slot);
+            } else {
+                self.elapsed = self.elapsed.max(now);
+                return;
             }
-            self.scratch = entries;
-            out.append(&mut self.due);
         }
-        self.elapsed = self.elapsed.max(now.min(LAST_TICK));
-        self.len -= out.len() - before;
     }
 
     /// No entry comes out before this; `None` if there is none. May lie before the earliest deadline (an entry far away is
     /// known by its slot only): whoever waits until then and expires gets nothing, and a better bound.
     pub fn next_deadline(&self) -> Option<Instant> {
-        if !self.due.is_empty() {
+        if !self.due.is_empty() || self.emptying.is_some() {
             return Some(Instant::from_nanos(self.elapsed << TICK_SHIFT));
         }
         self.next_slot().map(|(_, _, start)| Instant::from_nanos(start << TICK_SHIFT))
@@ -159,7 +173,7 @@ mod tests {
 
     fn expire(wheel: &mut Wheel<u32>, now: Instant) -> Vec<u32> {
         let mut out = Vec::new();
-        wheel.expire(now, &mut out);
+        wheel.expire(now, &mut out, usize::MAX);
         out
     }
 
@@ -205,12 +219,35 @@ mod tests {
         assert!(steps <= LEVELS, "{steps}");
     }
 
+    #[test]
+    fn a_crowd_in_one_slot_leaves_in_bounded_steps_and_takes_its_memory_along() {
+        const CROWD: u32 = 20_000;
+        const MOVES: usize = 256;
+        let mut wheel = Wheel::new();
+        let at = Instant::from_millis(60_000);
+        (0..CROWD).for_each(|key| wheel.insert(key, at));
+        let (mut out, mut calls) = (Vec::new(), 0);
+        while wheel.next_deadline().is_some_and(|bound| bound <= at + Duration::from_nanos(TICK)) {
+            let before = out.len();
+            wheel.expire(at + Duration::from_nanos(TICK), &mut out, MOVES);
+            assert!(out.len() - before <= MOVES);
+            calls += 1;
+        }
+        out.sort();
+        assert!(out.iter().copied().eq(0..CROWD));
+        // Down from the fourth level, and out: a move each.
+        assert!(calls <= 5 * CROWD as usize / MOVES + 1, "{calls}");
+        assert!(wheel.levels.iter().flat_map(|l| &l.slots).all(|slot| slot.capacity() <= 64));
+    }
+
     #[derive(Clone, Debug)]
     enum Step {
         Insert(u64),
         Pass(u64),
         /// To the next deadline.
         Wait,
+        /// At most so many moves from now on.
+        Limit(usize),
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -220,6 +257,7 @@ mod tests {
             3 => span().prop_map(Step::Insert),
             1 => span().prop_map(Step::Pass),
             1 => Just(Step::Wait),
+            1 => prop_oneof![1..20usize, Just(usize::MAX)].prop_map(Step::Limit),
         ]
     }
 
@@ -229,6 +267,7 @@ mod tests {
             let mut wheel = Wheel::new();
             let mut model: Vec<(u32, Instant)> = Vec::new();
             let mut now = Instant::ZERO;
+            let mut moves = usize::MAX;
             for (key, step) in steps.into_iter().enumerate() {
                 match step {
                     Step::Insert(after) => {
@@ -239,12 +278,15 @@ mod tests {
                     }
                     Step::Pass(by) => now += Duration::from_nanos(by),
                     Step::Wait => now = wheel.next_deadline().map_or(now, |at| at.max(now)),
+                    Step::Limit(limit) => moves = limit,
                 }
                 if let Some(bound) = wheel.next_deadline() {
                     let tick = Duration::from_nanos(TICK);
                     prop_assert!(model.iter().all(|(_, at)| bound < *at + tick));
                 }
-                let mut out = expire(&mut wheel, now);
+                let mut out = Vec::new();
+                wheel.expire(now, &mut out, moves);
+                prop_assert!(out.len() <= moves);
                 for key in &out {
                     let at = model.iter().find(|(k, _)| k == key).unwrap().1;
                     prop_assert!(at <= now, "early");
@@ -253,7 +295,9 @@ mod tests {
                 out.sort();
                 prop_assert!(out.windows(2).all(|w| w[0] != w[1]), "twice");
                 let late = |at: &Instant| *at + Duration::from_nanos(TICK) <= now;
-                prop_assert!(!model.iter().any(|(_, at)| late(at)), "more than a tick late");
+                let unfinished = wheel.next_deadline().is_some_and(|bound| bound <= now);
+                prop_assert!(!unfinished || moves < usize::MAX);
+                prop_assert!(unfinished || !model.iter().any(|(_, at)| late(at)), "more than a tick late");
                 prop_assert_eq!(wheel.len(), model.len());
             }
         }

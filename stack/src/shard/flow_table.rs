@@ -1,117 +1,183 @@
-//! Who owns a flow, and who owns a token: keyed hash tables that a peer cannot aim at.
+//! Who owns a flow, and who owns a token.
 #![forbid(unsafe_code)]
 
+use super::linear_hash::{HashKey, Key, LinearHash};
 use super::slab::SessionId;
+use super::time_wait::Gone;
 use crate::rng::Rng;
 use crate::wire::FlowTuple;
-use arrayvec::ArrayVec;
 use core::hash::Hasher;
-use core::net::IpAddr;
-use hashbrown::HashTable;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use siphasher::sip::SipHasher13;
 
 /// What a flow belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Owner {
+pub enum Owner {
     /// A session.
     Session(SessionId),
     /// A slot of the TIME-WAIT slab.
     TimeWait(u32),
 }
 
-/// The key of a table's hash: drawn once, known to nobody outside.
-#[derive(Clone)]
-struct HashKey(SipHasher13);
+/// A flow whose addresses are `A`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Flow<A> {
+    local: A,
+    remote: A,
+    local_port: u16,
+    remote_port: u16,
+}
 
-impl HashKey {
-    fn draw(rng: &mut Rng) -> HashKey {
-        HashKey(SipHasher13::new_with_keys(rng.u64(), rng.u64()))
-    }
+/// A million flows are 20 MB, and a few more for their pages.
+const _: () = assert!(size_of::<(Flow<Ipv4Addr>, Owner)>() == 20);
+const _: () = assert!(size_of::<(Flow<Ipv6Addr>, Owner)>() == 44);
 
-    fn flow(&self, flow: &FlowTuple) -> u64 {
-        self.0.hash(&flow_octets(flow))
-    }
-
-    fn token(&self, token: u32) -> u64 {
-        let mut hasher = self.0;
-        hasher.write_u32(token);
-        hasher.finish()
+impl<A> Flow<A> {
+    #[inline]
+    fn ports(&self) -> u32 {
+        u32::from(self.local_port) << 16 | u32::from(self.remote_port)
     }
 }
 
-/// A flow as octets: 12 or 36.
-pub(super) fn flow_octets(flow: &FlowTuple) -> ArrayVec<u8, 36> {
-    let mut out = ArrayVec::new();
-    for end in [flow.local, flow.remote] {
-        match end.addr {
-            IpAddr::V4(addr) => out.extend(addr.octets()),
-            IpAddr::V6(addr) => out.extend(addr.octets()),
+impl Key for Flow<Ipv4Addr> {
+    #[inline]
+    fn feed(&self, hasher: &mut SipHasher13) {
+        let (local, remote) = (self.local.to_bits(), self.remote.to_bits());
+        hasher.write_u64(u64::from(local) << 32 | u64::from(remote));
+        hasher.write_u32(self.ports());
+    }
+}
+
+impl Key for Flow<Ipv6Addr> {
+    #[inline]
+    fn feed(&self, hasher: &mut SipHasher13) {
+        for addr in [self.local.to_bits(), self.remote.to_bits()] {
+            hasher.write_u64((addr >> 64) as u64);
+            hasher.write_u64(addr as u64);
         }
-        out.extend(end.port.to_be_bytes());
+        hasher.write_u32(self.ports());
     }
-    out
 }
 
-/// Flows and tokens of one shard.
-pub(super) struct FlowTable {
-    key: HashKey,
-    flows: HashTable<(FlowTuple, Owner)>,
-    tokens: HashTable<(u32, SessionId)>,
+/// A token.
+impl Key for u32 {
+    #[inline]
+    fn feed(&self, hasher: &mut SipHasher13) {
+        hasher.write_u32(*self);
+    }
+}
+
+/// Flows and tokens of one shard. An insertion or a removal never does more than a few pages of work, however many there
+/// are.
+pub struct FlowTable {
+    v4: LinearHash<Flow<Ipv4Addr>, Owner>,
+    v6: LinearHash<Flow<Ipv6Addr>, Owner>,
+    tokens: LinearHash<u32, SessionId>,
+}
+
+/// A flow by its family.
+enum Family {
+    V4(Flow<Ipv4Addr>),
+    V6(Flow<Ipv6Addr>),
+}
+
+impl Family {
+    #[inline]
+    fn of(flow: &FlowTuple) -> Family {
+        let (local_port, remote_port) = (flow.local.port, flow.remote.port);
+        match (flow.local.addr, flow.remote.addr) {
+            (IpAddr::V4(local), IpAddr::V4(remote)) => {
+                Family::V4(Flow { local, remote, local_port, remote_port })
+            }
+            (local, remote) => {
+                let (local, remote) = (to_v6(local), to_v6(remote));
+                Family::V6(Flow { local, remote, local_port, remote_port })
+            }
+        }
+    }
+}
+
+fn to_v6(addr: IpAddr) -> Ipv6Addr {
+    match addr {
+        IpAddr::V4(addr) => addr.to_ipv6_mapped(),
+        IpAddr::V6(addr) => addr,
+    }
 }
 
 impl FlowTable {
+    /// An empty one. The key of its hashes is drawn from `rng`.
     pub fn new(rng: &mut Rng) -> FlowTable {
-        FlowTable { key: HashKey::draw(rng), flows: HashTable::new(), tokens: HashTable::new() }
+        let key = HashKey::draw(rng);
+        FlowTable {
+            v4: LinearHash::new(key),
+            v6: LinearHash::new(key),
+            tokens: LinearHash::new(key),
+        }
     }
 
+    /// Whose `flow` is.
     pub fn flow(&self, flow: &FlowTuple) -> Option<Owner> {
-        self.flows.find(self.key.flow(flow), |(f, _)| f == flow).map(|(_, owner)| *owner)
+        match Family::of(flow) {
+            Family::V4(flow) => self.v4.get(&flow),
+            Family::V6(flow) => self.v6.get(&flow),
+        }
     }
 
     /// Adds, or changes the owner.
     pub fn insert_flow(&mut self, flow: FlowTuple, owner: Owner) {
-        let hash = self.key.flow(&flow);
-        if let Some(entry) = self.flows.find_mut(hash, |(f, _)| *f == flow) {
-            entry.1 = owner;
-            return;
+        match Family::of(&flow) {
+            Family::V4(flow) => self.v4.insert(flow, owner),
+            Family::V6(flow) => self.v6.insert(flow, owner),
         }
-        let key = &self.key;
-        self.flows.insert_unique(hash, (flow, owner), |(f, _)| key.flow(f));
     }
 
     /// Removes the flow if it belongs to `owner`.
     pub fn remove_flow(&mut self, flow: &FlowTuple, owner: Owner) {
-        let hash = self.key.flow(flow);
-        if let Ok(entry) = self.flows.find_entry(hash, |(f, o)| f == flow && *o == owner) {
-            entry.remove();
+        match Family::of(flow) {
+            Family::V4(flow) => self.v4.remove(&flow, owner),
+            Family::V6(flow) => self.v6.remove(&flow, owner),
+        };
+    }
+
+    /// By which [`FlowTable::remove_time_wait`] finds the flow.
+    pub(super) fn hash(&self, flow: &FlowTuple) -> u64 {
+        match Family::of(flow) {
+            Family::V4(flow) => self.v4.hash(&flow),
+            Family::V6(flow) => self.v6.hash(&flow),
         }
     }
 
+    /// Removes the flow whose TIME-WAIT is over.
+    pub(super) fn remove_time_wait(&mut self, gone: Gone) {
+        let owner = Owner::TimeWait(gone.slot);
+        let _ = self.v4.remove_value(gone.hash, owner) || self.v6.remove_value(gone.hash, owner);
+    }
+
+    /// Whose `token` is.
     pub fn token(&self, token: u32) -> Option<SessionId> {
-        self.tokens.find(self.key.token(token), |(t, _)| *t == token).map(|(_, id)| *id)
+        self.tokens.get(&token)
     }
 
-    /// Adds unless the token is taken.
+    /// Adds unless the token is taken. Whether it was free.
     pub fn insert_token(&mut self, token: u32, id: SessionId) -> bool {
-        if self.token(token).is_some() {
-            return false;
+        let free = self.token(token).is_none();
+        if free {
+            self.tokens.insert(token, id);
         }
-        let key = &self.key;
-        self.tokens.insert_unique(key.token(token), (token, id), |(t, _)| key.token(*t));
-        true
+        free
     }
 
+    /// Removes the token if it belongs to `id`.
     pub fn remove_token(&mut self, token: u32, id: SessionId) {
-        let hash = self.key.token(token);
-        if let Ok(entry) = self.tokens.find_entry(hash, |(t, i)| *t == token && *i == id) {
-            entry.remove();
-        }
+        self.tokens.remove(&token, id);
     }
 
+    /// Flows, of sessions and in TIME-WAIT.
     pub fn flow_count(&self) -> usize {
-        self.flows.len()
+        self.v4.len() + self.v6.len()
     }
 
+    /// Tokens.
     pub fn token_count(&self) -> usize {
         self.tokens.len()
     }
@@ -146,12 +212,28 @@ mod tests {
 
     #[test]
     fn two_shards_hash_differently() {
-        let flow = FlowTuple {
-            local: Endpoint::new("::1".parse().unwrap(), 1),
-            remote: Endpoint::new("::2".parse().unwrap(), 2),
-        };
-        let hash = |seed| HashKey::draw(&mut Rng::from_number(seed)).flow(&flow);
-        assert_ne!(hash(1), hash(2));
-        assert_eq!(flow_octets(&flow).len(), 36);
+        for (a, b) in [("::1", "::2"), ("10.0.0.1", "10.0.0.2")] {
+            let flow = FlowTuple {
+                local: Endpoint::new(a.parse().unwrap(), 1),
+                remote: Endpoint::new(b.parse().unwrap(), 2),
+            };
+            let hash = |seed| FlowTable::new(&mut Rng::from_number(seed)).hash(&flow);
+            assert_ne!(hash(1), hash(2));
+        }
+    }
+
+    #[test]
+    fn time_wait_ends_by_hash_in_both_families() {
+        let mut table = FlowTable::new(&mut Rng::from_number(1));
+        for (slot, addr) in (0..).zip(["10.0.0.1", "2001:db8::1"]) {
+            let end = Endpoint::new(addr.parse().unwrap(), 80);
+            let flow = FlowTuple { local: end, remote: end };
+            table.insert_flow(flow, Owner::TimeWait(slot));
+            let hash = table.hash(&flow);
+            table.remove_time_wait(Gone { slot: slot + 1, hash });
+            assert_eq!(table.flow(&flow), Some(Owner::TimeWait(slot)));
+            table.remove_time_wait(Gone { slot, hash });
+            assert_eq!((table.flow(&flow), table.flow_count()), (None, 0));
+        }
     }
 }

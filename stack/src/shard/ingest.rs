@@ -93,8 +93,7 @@ impl<S: Session> Shard<S> {
 
     fn take_time_wait(&mut self, packet: RxPacket, flow: FlowTuple, slot: u32, now: Instant) {
         let Some(segment) = self.parse(packet) else { return };
-        let Some((_, state)) = self.registry.time_wait.at_mut(slot) else { return };
-        if state.admits(&segment) {
+        if self.registry.time_wait.admits(slot, &segment) {
             // RFC 9293 3.10.7.4 (MAY-2), RFC 6191: the peer is sure that nothing old is under way.
             self.counters.TimeWaitRecycled += 1;
             self.registry.time_wait.remove(slot);
@@ -102,7 +101,7 @@ impl<S: Session> Shard<S> {
             self.open(flow, segment, now);
             return;
         }
-        if let Some(reply) = state.on_segment(&segment, now) {
+        if let Some(reply) = self.registry.time_wait.on_segment(slot, &segment, now) {
             self.reply(flow, reply);
         }
     }

@@ -9,6 +9,7 @@ mod flow_table;
 mod glance;
 mod icmp_limit;
 mod ingest;
+mod linear_hash;
 mod session;
 mod slab;
 #[cfg(test)]
@@ -16,9 +17,11 @@ mod tests;
 mod time_wait;
 
 pub use counters::Counters;
+pub use flow_table::{FlowTable, Owner};
 pub use session::{Cx, Limits, Opened, Refusal, Session, Stage};
 pub use slab::SessionId;
 
+use crate::blocks::BlockQueue;
 use crate::buf::Pool;
 use crate::rng::Rng;
 use crate::time::{Instant, earliest};
@@ -29,7 +32,6 @@ use alloc::collections::VecDeque;
 use alloc::vec::{Drain, Vec};
 use core::net::IpAddr;
 use core::ops::RangeInclusive;
-use flow_table::Owner;
 use session::Registry;
 use slab::Slab;
 
@@ -85,7 +87,7 @@ pub struct Shard<S: Session> {
     half_open: u32,
     wheel: Wheel<SessionId>,
     /// Sessions that may have something to send, each once, in turn.
-    dirty: VecDeque<SessionId>,
+    dirty: BlockQueue<SessionId>,
     /// Segments that belong to no session.
     replies: VecDeque<(FlowTuple, Segment)>,
     passed: Vec<RxPacket>,
@@ -97,6 +99,10 @@ pub struct Shard<S: Session> {
 
 /// Packets a session may send before it is the next one's turn.
 const QUANTUM: u32 = 8;
+
+/// Entries that one [`Shard::expire`] moves in the wheel, and flows that it takes out of TIME-WAIT: tens of
+/// microseconds. What is left is still due, so that the next call comes at once.
+const EXPIRE_MOVES: usize = 512;
 
 impl<S: Session> Shard<S> {
     /// An empty shard. The hash keys and secrets of its tables are drawn from `rng`.
@@ -114,7 +120,7 @@ impl<S: Session> Shard<S> {
             slab: Slab::new(),
             half_open: 0,
             wheel: Wheel::new(),
-            dirty: VecDeque::new(),
+            dirty: BlockQueue::new(),
             replies: VecDeque::new(),
             passed: Vec::new(),
             counters: Counters::default(),
@@ -123,10 +129,11 @@ impl<S: Session> Shard<S> {
         }
     }
 
-    /// Runs every session whose deadline has come, and forgets flows whose TIME-WAIT is over.
+    /// Runs sessions whose deadline has come, and forgets flows whose TIME-WAIT is over. Does a bounded part of it if that
+    /// is very much; `deadline` is not after `now` then.
     pub fn expire(&mut self, now: Instant) {
         let mut due = core::mem::take(&mut self.due);
-        self.wheel.expire(now, &mut due);
+        self.wheel.expire(now, &mut due, EXPIRE_MOVES);
         for id in due.drain(..) {
             let Some(entry) = self.slab.at_mut(id) else { continue };
             if entry.armed.is_none_or(|at| now < at) {
@@ -140,8 +147,9 @@ impl<S: Session> Shard<S> {
             }
         }
         self.due = due;
-        while let Some((slot, flow)) = self.registry.time_wait.pop_expired(now) {
-            self.registry.table.remove_flow(&flow, Owner::TimeWait(slot));
+        for _ in 0..EXPIRE_MOVES {
+            let Some(gone) = self.registry.time_wait.pop_expired(now) else { break };
+            self.registry.table.remove_time_wait(gone);
         }
     }
 

@@ -1,7 +1,7 @@
 //! What a shard runs: the contract of a session, and what a session may ask of its shard.
 #![forbid(unsafe_code)]
 
-use super::flow_table::{FlowTable, Owner, flow_octets};
+use super::flow_table::{FlowTable, Owner};
 use super::icmp_limit::IcmpLimit;
 use super::slab::SessionId;
 use super::time_wait::TimeWaitSlab;
@@ -141,7 +141,13 @@ impl Registry {
     fn keyed(&self, flow: &FlowTuple, purpose: u8) -> u64 {
         let mut hasher = self.secret;
         hasher.write_u8(purpose);
-        hasher.write(&flow_octets(flow));
+        for end in [flow.local, flow.remote] {
+            match end.addr {
+                IpAddr::V4(addr) => hasher.write(&addr.octets()),
+                IpAddr::V6(addr) => hasher.write(&addr.octets()),
+            }
+            hasher.write(&end.port.to_be_bytes());
+        }
         hasher.finish()
     }
 }
@@ -213,10 +219,11 @@ impl Cx<'_> {
             return;
         }
         self.counters.TimeWaited += 1;
-        let (slot, evicted) = self.registry.time_wait.insert(flow, state);
-        if let Some((slot, flow)) = evicted {
+        let hash = self.registry.table.hash(&flow);
+        let (slot, evicted) = self.registry.time_wait.insert(hash, state);
+        if let Some(evicted) = evicted {
             self.counters.TimeWaitOverflow += 1;
-            self.registry.table.remove_flow(&flow, Owner::TimeWait(slot));
+            self.registry.table.remove_time_wait(evicted);
         }
         self.registry.table.insert_flow(flow, Owner::TimeWait(slot));
     }

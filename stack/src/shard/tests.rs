@@ -277,6 +277,27 @@ fn a_deadline_that_moves_fires_once_and_at_its_last_place() {
 }
 
 #[test]
+fn a_crowd_of_deadlines_is_served_a_part_at_a_time() {
+    const CROWD: u16 = 3 * EXPIRE_MOVES as u16;
+    let mut b = Bench::new(|_, limits| *limits = Limits { sessions: 9999, half_open: 9999 });
+    for port in 1..=CROWD {
+        b.open(port, at(0));
+        b.recv(flow(port, 80), segment(Control::None, 100, 0), at(0));
+        b.sent(10, at(0));
+    }
+    let mut calls = 0;
+    while b.shard.deadline().is_some_and(|due| due <= at(101)) {
+        let before = b.shard.config.fired.len();
+        b.shard.expire(at(101));
+        b.sent(10, at(101));
+        assert!(b.shard.config.fired.len() - before <= EXPIRE_MOVES);
+        calls += 1;
+    }
+    assert_eq!((b.shard.config.fired.len(), b.shard.deadline()), (CROWD.into(), None));
+    assert!(calls > 3, "{calls}");
+}
+
+#[test]
 fn a_finished_session_leaves_nothing_behind() {
     let mut b = Bench::new(|_, _| {});
     b.open(4000, at(0));

@@ -13,16 +13,30 @@ pub struct TimeWait {
     window: UnscaledWindow,
     /// Our TSval's offset and TS.Recent, if timestamps are in use.
     timestamps: Option<(u32, u32)>,
-    linger: Duration,
+    /// 2 MSL in milliseconds.
+    linger: u32,
     until: Instant,
 }
+
+/// There are many of them.
+const _: () = assert!(size_of::<TimeWait>() <= 40);
 
 impl TimeWait {
     /// From a connection that has reached TIME-WAIT.
     pub fn new(tcb: &Tcb, now: Instant) -> TimeWait {
         debug_assert_eq!(tcb.state(), State::TimeWait);
         let (snd_nxt, rcv_nxt, window, timestamps, linger) = tcb.remains();
-        TimeWait { snd_nxt, rcv_nxt, window, timestamps, linger, until: now + linger }
+        let until = now + linger;
+        let linger = u32::try_from(linger.as_millis()).unwrap_or(u32::MAX);
+        TimeWait { snd_nxt, rcv_nxt, window, timestamps, linger, until }
+    }
+
+    /// As if a FIN before `rcv_nxt` had just come.
+    #[cfg(test)]
+    pub(crate) fn for_test(rcv_nxt: SeqNum, linger: Duration, now: Instant) -> TimeWait {
+        let (snd_nxt, window) = (SeqNum(0), UnscaledWindow(0));
+        let (until, linger) = (now + linger, linger.as_millis() as u32);
+        TimeWait { snd_nxt, rcv_nxt, window, timestamps: None, linger, until }
     }
 
     /// The ACK that `seg` calls for, if any. A retransmitted FIN starts 2 MSL again.
@@ -32,7 +46,7 @@ impl TimeWait {
             return None;
         }
         if seg.control == Control::Fin && seg.seq + seg.len() == self.rcv_nxt {
-            self.until = now + self.linger;
+            self.until = now + Duration::from_millis(u64::from(self.linger));
         }
         let options = SegmentOptions {
             timestamps: self.timestamps.map(|(offset, recent)| Timestamps {
