@@ -5,6 +5,7 @@ use crate::child;
 use dataplane::control::{self, Request, Show};
 use pcap_tests::netns::{Namespace, Process};
 use pcap_tests::topology::{DMCP_SRV, Reference, dmcp_plait, umcp_plait, wan_device};
+use serde_json::{Value, json};
 use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -30,6 +31,17 @@ struct Appliance {
     control: PathBuf,
 }
 
+/// How the appliances are to run.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings<'a> {
+    /// What kind their ports are (`port.io`).
+    pub io: &'a str,
+    /// How long they look at their ports before they sleep (`node.spin`); `None`: the default.
+    pub spin: Option<&'a str>,
+    /// Where their files go.
+    pub directory: &'a Path,
+}
+
 /// Both appliances.
 #[derive(Debug)]
 pub struct Pair {
@@ -39,12 +51,12 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Starts both with ports of kind `io` (`af-packet`), and waits until they answer on their control sockets.
-    pub fn start(net: &Reference, io: &str, directory: &Path) -> io::Result<Pair> {
+    /// Starts both and waits until they answer on their control sockets.
+    pub fn start(net: &Reference, settings: Settings<'_>) -> io::Result<Pair> {
         let links = net.links();
-        let dmcp = Appliance::spawn(&net.dmcp, &dmcp_config(links, io, directory), directory)?;
-        let umcp = Appliance::spawn(&net.umcp, &umcp_config(links, io, directory), directory)?;
-        let mut pair = Pair { umcp, dmcp, io: io.into() };
+        let dmcp = Appliance::spawn(&net.dmcp, &dmcp_config(links, settings), settings.directory)?;
+        let umcp = Appliance::spawn(&net.umcp, &umcp_config(links, settings), settings.directory)?;
+        let mut pair = Pair { umcp, dmcp, io: settings.io.into() };
         pair.dmcp.wait_until_up()?;
         pair.umcp.wait_until_up()?;
         Ok(pair)
@@ -66,20 +78,16 @@ impl Pair {
         format!("one thread each, {} ports, cubic", self.io)
     }
 
-    /// What they say of themselves: connections, ports and counters as JSON.
-    pub fn state(&self) -> String {
-        let mut out = String::new();
-        for appliance in [&self.umcp, &self.dmcp] {
-            for show in [Show::Connections, Show::Ports, Show::Counters] {
-                let reply = control::ask(&appliance.control, Request { show, offset: 0 });
-                let text = match reply {
-                    Ok(reply) => serde_json::to_string(&reply).unwrap_or_default(),
-                    Err(error) => error.to_string(),
-                };
-                let _ = writeln!(out, "{}: {text}", appliance.name());
-            }
-        }
-        out
+    /// What they say of themselves: connections, ports and counters.
+    pub fn counters(&self) -> Value {
+        let of = |appliance: &Appliance| {
+            let ask = |show| match control::ask(&appliance.control, Request { show, offset: 0 }) {
+                Ok(reply) => serde_json::to_value(reply).unwrap_or_default(),
+                Err(error) => Value::String(error.to_string()),
+            };
+            Value::Array([Show::Connections, Show::Ports, Show::Counters].map(ask).into())
+        };
+        json!({ "umcp": of(&self.umcp), "dmcp": of(&self.dmcp) })
     }
 
     /// Adds to an error what the appliances know of it: that one has ended, or else the end of their logs.
@@ -147,9 +155,10 @@ impl Appliance {
     }
 }
 
-fn node(name: &str, directory: &Path) -> String {
-    let control = directory.join(format!("{name}.sock"));
-    format!("[node]\nname = \"{name}\"\ncontrol = \"{}\"\n", control.display())
+fn node(name: &str, settings: Settings<'_>) -> String {
+    let control = settings.directory.join(format!("{name}.sock"));
+    let spin = settings.spin.map_or(String::new(), |spin| format!("spin = \"{spin}\"\n"));
+    format!("[node]\nname = \"{name}\"\ncontrol = \"{}\"\n{spin}", control.display())
 }
 
 fn port(config: &mut String, name: &str, device: &str, io: &str, address: Option<String>) {
@@ -163,8 +172,9 @@ fn path(config: &mut String, address: impl std::fmt::Display, flag: &str) {
     let _ = write!(config, "\n[[path]]\naddress = \"{address}\"\nflags = [\"{flag}\"]\n");
 }
 
-fn umcp_config(links: usize, io: &str, directory: &Path) -> String {
-    let mut config = node("umcp", directory);
+fn umcp_config(links: usize, settings: Settings<'_>) -> String {
+    let mut config = node("umcp", settings);
+    let io = settings.io;
     port(&mut config, "lan", "lan0", io, None);
     for link in 0..links {
         let device = wan_device(link);
@@ -183,8 +193,9 @@ fn umcp_config(links: usize, io: &str, directory: &Path) -> String {
     config
 }
 
-fn dmcp_config(links: usize, io: &str, directory: &Path) -> String {
-    let mut config = node("dmcp", directory);
+fn dmcp_config(links: usize, settings: Settings<'_>) -> String {
+    let mut config = node("dmcp", settings);
+    let io = settings.io;
     for link in 0..links {
         let device = wan_device(link);
         port(&mut config, &device, &device, io, Some(dmcp_plait(link).to_string()));
@@ -213,7 +224,8 @@ mod tests {
         for links in [1, 2, 8] {
             for io in ["af-xdp", "af-packet", "pnet"] {
                 let directory = Path::new("/tmp/demo");
-                for text in [umcp_config(links, io, directory), dmcp_config(links, io, directory)] {
+                let settings = Settings { io, spin: Some("10us"), directory };
+                for text in [umcp_config(links, settings), dmcp_config(links, settings)] {
                     let config = Config::parse("demo.toml", &text).unwrap_or_else(|errors| {
                         panic!("{errors}\n{text}");
                     });

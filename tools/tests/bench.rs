@@ -49,6 +49,25 @@ fn chain_moves_octets_and_counts_what_it_costs() {
 }
 
 #[test]
+fn connections_are_counted_and_none_fails() {
+    let report = bench("connections", &["--total", "400", "--at-once", "4"]);
+    for entry in report["contenders"].as_array().into_iter().flatten() {
+        assert!(number(entry, "connections_per_s") > 0.0);
+        assert!(number(entry, "last_tenth_per_s") > 0.0);
+        assert_eq!((number(entry, "complete"), number(entry, "failed")), (400.0, 0.0));
+    }
+}
+
+#[test]
+fn latency_has_its_percentiles_in_order() {
+    let report = bench("latency", &["--seconds", "1", "--rate", "200"]);
+    for entry in report["contenders"].as_array().into_iter().flatten() {
+        let [p50, p99, p999] = ["p50_us", "p99_us", "p999_us"].map(|name| number(entry, name));
+        assert!(0.0 < p50 && p50 <= p99 && p99 <= p999);
+    }
+}
+
+#[test]
 fn a_contender_that_does_not_exist_is_refused_with_the_names_of_those_that_do() {
     let output = Command::new(env!("CARGO_BIN_EXE_plait"))
         .args(["bench", "chain", "--contenders", "squid"])

@@ -41,6 +41,8 @@ pub struct Load {
 pub struct Running {
     shared: Arc<Shared>,
     ends: Vec<JoinHandle<io::Result<u64>>>,
+    /// Dropping one opens the gate of its sender.
+    starters: Vec<SyncSender<()>>,
     /// The senders' congestion control.
     pub congestion: String,
     connections: usize,
@@ -61,7 +63,7 @@ enum Role {
     Receiver(usize),
 }
 
-/// Connects everything, then lets every sender go at once.
+/// Connects everything; nothing is sent before [`Running::go`].
 pub fn start(client: &Namespace, server: &Namespace, load: Load) -> io::Result<Running> {
     let shared = Arc::new(Shared {
         stop: AtomicBool::new(false),
@@ -112,13 +114,15 @@ pub fn start(client: &Namespace, server: &Namespace, load: Load) -> io::Result<R
         let share = load.octets.map(|all| share(all, load.connections, index));
         ends.push(spawn(sender.into(), Role::Sender(share), gate, &shared)?);
     }
-    for starter in starters {
-        let _ = starter.send(());
-    }
-    Ok(Running { shared, ends, congestion, connections: load.connections })
+    Ok(Running { shared, ends, starters, congestion, connections: load.connections })
 }
 
 impl Running {
+    /// Lets every sender go at once.
+    pub fn go(&mut self) {
+        self.starters.clear();
+    }
+
     /// Octets received so far.
     pub fn received(&self) -> u64 {
         self.shared.received.iter().map(|count| count.load(Ordering::Relaxed)).sum()
@@ -168,7 +172,7 @@ fn spawn(
         Role::Receiver(_) => "receiver",
     };
     thread::Builder::new().name(name.into()).spawn(move || {
-        // A receiver's gate is open: nobody holds the other end.
+        // Open once nobody holds the other end; a receiver's is from the beginning.
         let _ = gate.recv();
         let result = match role {
             Role::Sender(octets) => send(stream, octets, &shared),

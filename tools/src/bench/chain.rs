@@ -14,7 +14,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-/// The steady part starts after so long at the latest.
+/// The steady part starts after so long, or a quarter of the time if that is less.
 const WARM_UP: Duration = Duration::from_millis(700);
 /// Work of others that is worth a warning: share of the machine.
 const DISTURBANCE: f64 = 0.10;
@@ -33,7 +33,7 @@ pub struct ChainArgs {
     /// Seconds of each transfer.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
-    /// Octets of each transfer, over all connections; it still ends after --seconds.
+    /// Octets of each transfer, over all connections; it still ends after --seconds. All of it counts as steady.
     #[arg(long)]
     octets: Option<u64>,
     /// Who sends: the server (down) or the client (up).
@@ -115,7 +115,9 @@ fn transfer(args: &ChainArgs, chain: &Chain) -> io::Result<Transfer> {
         octets: args.octets,
     };
     let links_before = chain.link_octets()?;
-    let running = bulk::start(&chain.net.client, &chain.net.server, load)?;
+    let mut running = bulk::start(&chain.net.client, &chain.net.server, load)?;
+    running.go();
+    let begun = Instant::now();
     let sample = || -> io::Result<Sample> {
         Ok(Sample {
             at: Instant::now(),
@@ -125,14 +127,12 @@ fn transfer(args: &ChainArgs, chain: &Chain) -> io::Result<Transfer> {
             ends: Cpu::of_this_process()?,
         })
     };
-    let begun = Instant::now();
     let seconds = Duration::from_secs(args.seconds);
-    let tenth = args.octets.map_or(u64::MAX, |octets| octets / 10);
-    let warm_up = WARM_UP.min(seconds / 4);
-    wait_until(begun + warm_up, || running.is_over() || running.received() >= tenth);
+    if args.octets.is_none() {
+        wait_until(begun + WARM_UP.min(seconds / 4), || running.is_over());
+    }
     let from = sample()?;
-    let most = args.octets.map_or(u64::MAX, |octets| octets - octets / 20);
-    wait_until(begun + seconds, || running.is_over() || running.received() >= most);
+    wait_until(begun + seconds, || running.is_over());
     let to = sample()?;
     let congestion_control = running.congestion.clone();
     let octets = running.finish()?;

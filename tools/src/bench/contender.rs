@@ -3,15 +3,15 @@
 
 use super::haproxy::{self, Haproxy, Wan};
 use super::machine::Cpu;
-use crate::appliance::Pair;
+use crate::appliance::{Pair, Settings};
 use clap::ValueEnum;
 use pcap_tests::peer::counters;
 use pcap_tests::topology::{Reference, SERVER, UMCP_LAN, wan_device};
 use serde::Serialize;
+use serde_json::Value;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::process::Command;
 
 /// Links between the proxies.
@@ -93,12 +93,11 @@ enum Proxies {
 }
 
 impl Chain {
-    /// Builds the topology and starts the proxies; Plait's with ports of kind `io`.
+    /// Builds the topology and starts the proxies.
     pub fn start(
         contender: Contender,
         offloads: Offloads,
-        io: &str,
-        directory: &Path,
+        settings: Settings<'_>,
     ) -> io::Result<Chain> {
         let net = Reference::direct(LINKS)?;
         if offloads == Offloads::Off {
@@ -108,14 +107,12 @@ impl Chain {
         net.set_forwarding(contender == Contender::None)?;
         let (server, lan) = (SocketAddr::new(SERVER, PORT), SocketAddr::new(UMCP_LAN, PORT));
         let (target, proxies) = match contender {
-            Contender::Plait => {
-                (server, Proxies::Plait(Box::new(Pair::start(&net, io, directory)?)))
-            }
+            Contender::Plait => (server, Proxies::Plait(Box::new(Pair::start(&net, settings)?))),
             Contender::HaproxyMptcp => {
-                (lan, Proxies::Haproxy(haproxy::start(&net, Wan::Mptcp, directory)?))
+                (lan, Proxies::Haproxy(haproxy::start(&net, Wan::Mptcp, settings.directory)?))
             }
             Contender::HaproxyTcp => {
-                (lan, Proxies::Haproxy(haproxy::start(&net, Wan::Tcp, directory)?))
+                (lan, Proxies::Haproxy(haproxy::start(&net, Wan::Tcp, settings.directory)?))
             }
             Contender::None => (server, Proxies::Kernel),
         };
@@ -159,12 +156,20 @@ impl Chain {
         }
     }
 
+    /// Plait: counters and ports of both appliances.
+    pub fn counters(&self) -> Option<Value> {
+        match &self.proxies {
+            Proxies::Plait(pair) => Some(pair.counters()),
+            _ => None,
+        }
+    }
+
     /// Adds to an error what the proxies know of it.
     pub fn explain(&mut self, error: &io::Error) -> io::Error {
         match &mut self.proxies {
             Proxies::Plait(pair) => {
                 let explained = pair.explain(error);
-                io::Error::new(error.kind(), format!("{explained}\n{}", pair.state()))
+                io::Error::new(error.kind(), format!("{explained}\n{}", pair.counters()))
             }
             Proxies::Haproxy(pair) => {
                 let words: Vec<String> = pair.iter().map(Haproxy::last_words).collect();

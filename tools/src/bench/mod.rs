@@ -1,13 +1,16 @@
 //! `plait bench`: Plait against its rivals, interleaved on one machine.
 //!
 //! [`contender`] is what is compared ([`haproxy`] the rival's set-up), [`rounds`] runs them in turn and sums up, [`machine`]
-//! counts processor time. One file per measurement: [`chain`] (throughput; [`bulk`] is its load).
+//! counts processor time. One file per measurement: [`chain`] (throughput; [`bulk`] is its load),
+//! [`connections`] (short connections), [`latency`] (requests over a kept one).
 #![forbid(unsafe_code)]
 
 mod bulk;
 mod chain;
+mod connections;
 mod contender;
 mod haproxy;
+mod latency;
 mod machine;
 mod rounds;
 
@@ -27,12 +30,16 @@ pub struct BenchArgs {
 #[derive(Subcommand, Debug)]
 enum What {
     Chain(chain::ChainArgs),
+    Connections(connections::ConnectionsArgs),
+    Latency(latency::LatencyArgs),
 }
 
 /// Runs the measurement. Call it while the process has a single thread.
 pub fn run(args: &BenchArgs) -> ExitCode {
     let result = match &args.what {
         What::Chain(args) => chain::run(args),
+        What::Connections(args) => connections::run(args),
+        What::Latency(args) => latency::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,13 +3,16 @@
 
 use super::contender::{Chain, Contender, LINKS, Offloads, is_installed};
 use super::machine::processors;
+use crate::appliance::Settings;
 use crate::workspace::{AtTheEnd, Workspace};
 use clap::{Args, ValueEnum};
 use pcap_tests::netns::Privilege;
 use serde::Serialize;
+use serde_json::Value;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// How Plait drives its devices.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -42,6 +45,9 @@ pub struct RoundsArgs {
     /// How Plait drives its devices.
     #[arg(long, value_enum, default_value = "af-packet")]
     io: BenchIo,
+    /// How long Plait looks at its ports before it sleeps, such as 20us; otherwise its default.
+    #[arg(long, value_name = "TIME")]
+    spin: Option<String>,
     /// Whether devices move 64 KB super-segments (off needs ethtool).
     #[arg(long, value_enum, default_value = "on")]
     offloads: Offloads,
@@ -70,6 +76,8 @@ pub struct Report<R> {
     pub offloads: Offloads,
     /// Of Plait's ports.
     pub io: &'static str,
+    /// Of Plait, where it is not the default.
+    pub spin: Option<String>,
     /// How often each was to be measured.
     pub rounds: u32,
     /// In the order of the command line.
@@ -85,6 +93,9 @@ pub struct Entry<R> {
     pub about: String,
     /// What each round gave.
     pub rounds: Vec<R>,
+    /// Plait: what each appliance counted, a reading after each round.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub counters: Vec<Value>,
     /// Why it did not take part.
     pub left_out: Option<String>,
     /// Why a round gave nothing.
@@ -123,6 +134,12 @@ impl Spread {
     }
 }
 
+/// The value below which this share of the sorted `times` lies; zero if there are none.
+pub fn percentile(times: &[Duration], share: f64) -> Duration {
+    let rank = (times.len() as f64 * share).ceil() as usize;
+    times.get(rank.saturating_sub(1)).copied().unwrap_or_default()
+}
+
 impl<R> Entry<R> {
     /// Of one quantity over the rounds.
     pub fn spread(&self, quantity: impl Fn(&R) -> f64) -> Option<Spread> {
@@ -152,20 +169,24 @@ pub fn run<R: Serialize>(
         links: LINKS,
         offloads: args.offloads,
         io: args.io.name(),
+        spin: args.spin.clone(),
         rounds: args.rounds,
         contenders: args.contenders.iter().map(|contender| Entry::new(*contender)).collect(),
     };
+    let settings =
+        Settings { io: args.io.name(), spin: args.spin.as_deref(), directory: workspace.path() };
     for round in 1..=args.rounds {
         for entry in &mut report.contenders {
             if entry.gives_up() {
                 continue;
             }
             let name = entry.contender.name();
-            let started =
-                Chain::start(entry.contender, args.offloads, args.io.name(), workspace.path());
+            let started = Chain::start(entry.contender, args.offloads, settings);
             let result = started.and_then(|mut chain| {
                 entry.about = chain.describe();
-                measure(&chain).map_err(|error| chain.explain(&error))
+                let result = measure(&chain).map_err(|error| chain.explain(&error));
+                entry.counters.extend(chain.counters());
+                result
             });
             match result {
                 Ok(result) => {
@@ -198,6 +219,7 @@ impl<R> Entry<R> {
             contender,
             about: String::new(),
             rounds: Vec::new(),
+            counters: Vec::new(),
             left_out,
             failures: Vec::new(),
         }
@@ -257,6 +279,14 @@ impl<R> Report<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_percentile_is_one_of_the_values() {
+        let times: Vec<Duration> = (1..=1000).map(Duration::from_micros).collect();
+        let micros = |share| percentile(&times, share).as_micros();
+        assert_eq!([micros(0.5), micros(0.99), micros(0.999), micros(1.0)], [500, 990, 999, 1000]);
+        assert_eq!(percentile(&[], 0.5), Duration::ZERO);
+    }
 
     #[test]
     fn the_median_of_an_even_number_lies_between() {

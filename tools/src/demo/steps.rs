@@ -3,7 +3,7 @@
 
 use super::report::{Rates, Report, megabits};
 use super::{DemoArgs, DemoIo};
-use crate::appliance::Pair;
+use crate::appliance::{Pair, Settings};
 use crate::workspace::Workspace;
 use pcap_tests::netns::Privilege;
 use pcap_tests::topology::{Reference, SERVER};
@@ -154,15 +154,15 @@ impl Demo<'_> {
                 "AF_XDP needs eBPF, which a user namespace may not load".to_owned(),
             ),
         };
-        let started = Pair::start(&self.net, io.name(), workspace.path());
+        let start = |io: DemoIo| {
+            let settings = Settings { io: io.name(), spin: None, directory: workspace.path() };
+            Pair::start(&self.net, settings)
+        };
+        let started = start(io);
         let (pair, io, why) = match started {
             Err(error) if self.args.io.is_none() && io == DemoIo::AfXdp => {
                 let why = format!("AF_XDP did not start: {error}");
-                (
-                    Pair::start(&self.net, DemoIo::AfPacket.name(), workspace.path())?,
-                    DemoIo::AfPacket,
-                    why,
-                )
+                (start(DemoIo::AfPacket)?, DemoIo::AfPacket, why)
             }
             result => (result?, io, why),
         };
