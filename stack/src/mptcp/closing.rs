@@ -76,7 +76,7 @@ impl Connection {
 
     /// The peer's DATA_FIN stands at `fin`.
     pub(super) fn on_data_fin(&mut self, i: usize, fin: Dsn) {
-        if fin.before(self.rcv.nxt) || self.rcv.fin.is_some_and(|known| known != fin) {
+        if fin.before(self.rcv.nxt()) || self.rcv.fin.is_some_and(|known| known != fin) {
             if !self.rcv.fin_taken {
                 self.counters.DSSNotMatching += 1;
             }
@@ -91,7 +91,7 @@ impl Connection {
 
     /// Takes the peer's DATA_FIN when all before it has come.
     pub(super) fn check_data_fin(&mut self) {
-        if self.rcv.fin == Some(self.rcv.nxt) && !self.rcv.fin_taken {
+        if self.rcv.fin == Some(self.rcv.nxt()) && !self.rcv.fin_taken {
             self.rcv.fin_taken = true;
             self.state = self.state.after(DataEvent::ReceiveDataFin);
             if matches!(self.mode, Mode::Mptcp) {
@@ -144,7 +144,7 @@ impl Connection {
             .partition(|sf| matches!(sf.stage, Stage::SynSent(_)));
         self.subflows = left;
         for sf in gone {
-            self.events.push_back(Event::FlowClosed(sf.flow, None));
+            self.tell(Event::FlowClosed(sf.flow, None));
         }
         if self.subflows.is_empty() {
             self.finish(why);
@@ -157,14 +157,14 @@ impl Connection {
             return;
         }
         for sf in core::mem::take(&mut self.subflows) {
-            self.events.push_back(Event::FlowClosed(sf.flow, None));
+            self.tell(Event::FlowClosed(sf.flow, None));
         }
         self.phase = Phase::Closed(why);
         self.state = self.state.after(DataEvent::SubflowsGone);
         self.snd.clear();
         (self.stall_at, self.probe_at, self.fin_at) = (None, None, None);
         (self.lonely_until, self.data_ack_at) = (None, None);
-        self.events.push_back(Event::Closed(why));
+        self.tell(Event::Closed(why));
     }
 
     /// Subflow `i` is closed or given up: what it carried goes elsewhere.
@@ -176,7 +176,7 @@ impl Connection {
         let sf = self.subflows.remove(i);
         let lingering = sf.tcb().filter(|tcb| tcb.state() == State::TimeWait);
         let time_wait = lingering.map(|tcb| Box::new(TimeWait::new(tcb, now)));
-        self.events.push_back(Event::FlowClosed(sf.flow, time_wait));
+        self.tell(Event::FlowClosed(sf.flow, time_wait));
         self.dirty = true;
         if !self.state.is_over() && self.abort_wanted.is_none() {
             self.paths.on_subflow_gone(sf.flow, now);
@@ -188,7 +188,7 @@ impl Connection {
 
     fn on_last_subflow_gone(&mut self, last: &Subflow, why: CloseReason, now: Instant) {
         let join = !matches!(last.handshake, Handshake::Initial | Handshake::Joined);
-        match self.mode {
+        match &self.mode {
             Mode::Opening | Mode::Plain(_) => self.finish(self.abort_wanted.unwrap_or(why)),
             Mode::Mptcp if self.abort_wanted.is_some() => {
                 self.finish(self.abort_wanted.unwrap_or(why));
@@ -217,9 +217,9 @@ impl Connection {
     pub(super) fn on_subflow_fin(&mut self, i: usize) {
         let Some(sf) = self.subflows.get_mut(i) else { return };
         sf.peer_fin = true;
-        match self.mode {
+        match &self.mode {
             Mode::Plain(_) => {
-                self.rcv.fin = Some(self.rcv.nxt);
+                self.rcv.fin = Some(self.rcv.nxt());
                 self.check_data_fin();
             }
             // The peer sends no more here, so that this subflow serves nobody for long: it is closed from our side as
@@ -228,7 +228,7 @@ impl Connection {
                 let never_mptcp = !self.rcv.dss_seen && self.subflows.len() == 1;
                 if never_mptcp {
                     self.fall_back(i, FallbackCause::DataWithoutDss, None);
-                    self.rcv.fin = Some(self.rcv.nxt);
+                    self.rcv.fin = Some(self.rcv.nxt());
                     self.check_data_fin();
                 } else if let Some(sf) = self.subflows.get_mut(i) {
                     sf.close();

@@ -3,7 +3,7 @@
 
 use super::config::SharedConfig;
 use super::fallback::{FallbackCause, Infinite};
-use super::info::{MptcpCounters, MptcpInfo, SubflowInfo};
+use super::info::{MptcpCounters, MptcpInfo, SubflowInfo, Tally};
 use super::key::Key;
 use super::path_manager::PathManager;
 use super::reinjection::SendQueue;
@@ -49,37 +49,26 @@ pub(super) enum Role {
 }
 
 /// What the handshake led to.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) enum Mode {
     Opening,
     Mptcp,
-    Plain(Infinite),
+    Plain(Box<Infinite>),
 }
 
-/// The peer's key and what follows from it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Peer {
-    pub key: Key,
-    pub token: u32,
-    pub idsn: Dsn,
-}
-
-impl Peer {
-    pub(super) fn new(key: u64) -> Peer {
-        let key = Key(key);
-        Peer { key, token: key.token(), idsn: key.idsn() }
-    }
+/// What waits to be taken by the owner.
+#[derive(Debug, Default)]
+pub(super) struct News {
+    pub events: VecDeque<Event>,
+    /// Segments that belong to no subflow.
+    pub replies: VecDeque<(FlowTuple, Segment)>,
 }
 
 /// The receiving half of the data level.
 #[derive(Debug)]
 pub(super) struct Receive {
-    /// Holds what is out of order.
-    pub holes: Reassembly<Dsn>,
-    /// In order, not yet taken by the owner.
-    pub ready: VecDeque<Chain>,
-    pub ready_len: u32,
-    pub nxt: Dsn,
+    /// What the owner has not taken yet, in order or not.
+    pub text: Reassembly<Dsn>,
     /// Right edge of the window; it never retreats (RFC 8684 3.3.4).
     pub edge: Dsn,
     /// Where the peer's DATA_FIN (or FIN, after a fallback) stands, once known.
@@ -103,7 +92,7 @@ pub struct Connection {
     pub(super) key: Key,
     pub(super) token: u32,
     pub(super) idsn: Dsn,
-    pub(super) peer: Option<Peer>,
+    pub(super) peer: Option<Key>,
     pub(super) checksum: bool,
     /// The peer is known to hold our key.
     pub(super) confirmed: bool,
@@ -113,7 +102,8 @@ pub struct Connection {
     pub(super) accept_text: u32,
     pub(super) answer_len: u32,
     pub(super) subflows: Vec<Subflow>,
-    pub(super) cursor: usize,
+    /// The subflow that is to be asked first.
+    pub(super) cursor: u8,
     pub(super) snd: SendQueue,
     /// Right edge of the peer's data window.
     pub(super) snd_edge: Dsn,
@@ -136,9 +126,8 @@ pub struct Connection {
     pub(super) fin_tries: u8,
     pub(super) lonely_until: Option<Instant>,
     pub(super) dirty: bool,
-    pub(super) events: VecDeque<Event>,
-    pub(super) replies: VecDeque<(FlowTuple, Segment)>,
-    pub(super) counters: MptcpCounters,
+    news: Option<Box<News>>,
+    pub(super) counters: Tally,
     pub(super) subflows_total: u8,
     pub(super) bytes_sent: u64,
     pub(super) bytes_retrans: u64,
@@ -180,7 +169,7 @@ impl Connection {
             peer_aborted: false,
             data_ack_at: None,
             phase: Phase::Opening,
-            paths: PathManager::new(&cfg, flow),
+            paths: PathManager::new(),
             stall_at: None,
             stall_count: 0,
             opportunistic: None,
@@ -189,9 +178,8 @@ impl Connection {
             fin_tries: 0,
             lonely_until: None,
             dirty: true,
-            events: VecDeque::new(),
-            replies: VecDeque::new(),
-            counters: MptcpCounters::default(),
+            news: None,
+            counters: Tally::default(),
             subflows_total: 1,
             bytes_sent: 0,
             bytes_retrans: 0,
@@ -203,7 +191,28 @@ impl Connection {
 
     /// What happened since; call until `None`.
     pub fn poll_event(&mut self) -> Option<Event> {
-        self.events.pop_front()
+        self.take_news(|news| news.events.pop_front())
+    }
+
+    /// The next segment that belongs to no subflow.
+    pub(super) fn take_reply(&mut self) -> Option<(FlowTuple, Segment)> {
+        self.take_news(|news| news.replies.pop_front())
+    }
+
+    fn take_news<T>(&mut self, take: impl FnOnce(&mut News) -> Option<T>) -> Option<T> {
+        let taken = take(self.news.as_mut()?);
+        if self.news.as_ref().is_some_and(|n| n.events.is_empty() && n.replies.is_empty()) {
+            self.news = None;
+        }
+        taken
+    }
+
+    pub(super) fn news(&mut self) -> &mut News {
+        self.news.get_or_insert_default()
+    }
+
+    pub(super) fn tell(&mut self, event: Event) {
+        self.news().events.push_back(event);
     }
 
     /// The earliest instant at which [`Connection::on_deadline`] has work.
@@ -225,17 +234,12 @@ impl Connection {
 
     /// The next octets of the peer's stream, in order.
     pub fn recv(&mut self) -> Option<Chain> {
-        let text = self.rcv.ready.pop_front()?;
-        self.rcv.ready_len -= text.len();
-        if self.rcv.ready.is_empty() {
-            self.rcv.ready = VecDeque::new();
-        }
-        Some(text)
+        self.rcv.text.take()
     }
 
     /// Whether the peer has finished and everything was taken.
     pub fn recv_finished(&self) -> bool {
-        self.rcv.fin_taken && self.rcv.ready.is_empty()
+        self.rcv.fin_taken && self.rcv.text.ready() == 0
     }
 
     /// Appends to our stream. More than [`Connection::room`] is taken as well, but should not be given. Ignored after
@@ -254,7 +258,7 @@ impl Connection {
 
     /// Offers the peer a window of `octets` beyond what the owner has taken. What was offered before stays offered.
     pub fn grant(&mut self, octets: u32) {
-        let taken = self.rcv.nxt - u64::from(self.rcv.ready_len);
+        let taken = self.rcv.nxt() - u64::from(self.rcv.text.ready());
         let edge = taken + u64::from(octets.min(self.cfg.receive_buffer));
         if self.rcv.edge.before(edge) {
             self.rcv.edge = edge;
@@ -298,12 +302,12 @@ impl Connection {
 
     /// Whether anything was counted since `drain_counters`.
     pub fn has_counted(&self) -> bool {
-        self.counters != MptcpCounters::default()
+        !self.counters.is_zero()
     }
 
     /// Events since the last call.
     pub fn drain_counters(&mut self) -> MptcpCounters {
-        core::mem::take(&mut self.counters)
+        self.counters.drain()
     }
 
     /// A snapshot under the kernel's names.
@@ -316,7 +320,7 @@ impl Connection {
             token: self.token,
             write_seq: self.snd.end().0,
             snd_una: self.snd.una().0,
-            rcv_nxt: self.rcv.nxt.0,
+            rcv_nxt: self.rcv.nxt().0,
             csum_enabled: self.checksum,
             retransmits: u64::from(self.stall_count),
             bytes_sent: self.bytes_sent,
@@ -345,11 +349,8 @@ impl Connection {
     #[cfg(any(test, fuzzing, feature = "testkit"))]
     pub fn assert_invariants(&self) {
         self.snd.assert_invariants();
-        let ready: u32 = self.rcv.ready.iter().map(Chain::len).sum();
-        assert_eq!(ready, self.rcv.ready_len);
-        assert!(self.rcv.nxt.at_or_before(self.rcv.edge), "nothing beyond the window is taken");
-        assert!(self.rcv.fin.is_none_or(|fin| self.rcv.nxt.at_or_before(fin)));
-        assert_eq!(self.rcv.holes.nxt(), self.rcv.nxt);
+        assert!(self.rcv.nxt().at_or_before(self.rcv.edge), "nothing beyond the window is taken");
+        assert!(self.rcv.fin.is_none_or(|fin| self.rcv.nxt().at_or_before(fin)));
         let closed = matches!(self.phase, Phase::Closed(_));
         assert!(!closed || self.subflows.is_empty(), "closed means no subflows");
         assert!(self.subflows.len() <= usize::from(self.cfg.max_subflows));
@@ -367,13 +368,13 @@ impl Connection {
 
     /// The ACK number of the data level: the peer's DATA_FIN counts once everything before it came.
     pub(super) fn data_ack(&self) -> Dsn {
-        self.rcv.nxt + u64::from(self.rcv.fin_taken)
+        self.rcv.nxt() + u64::from(self.rcv.fin_taken)
     }
 
     /// Octets of shared window to advertise.
     pub(super) fn window(&self) -> u32 {
-        if self.rcv.nxt.before(self.rcv.edge) {
-            self.rcv.edge.since(self.rcv.nxt).min(u64::from(u32::MAX)) as u32
+        if self.rcv.nxt().before(self.rcv.edge) {
+            self.rcv.edge.since(self.rcv.nxt()).min(u64::from(u32::MAX)) as u32
         } else {
             0
         }
@@ -381,7 +382,7 @@ impl Connection {
 
     /// A peer that may believe the window closed is told on every subflow, as each keeps its own copy of it.
     fn announce_window(&mut self) {
-        let (nxt, edge, step) = (self.rcv.nxt, self.rcv.edge, self.cfg.receive_buffer / 4);
+        let (nxt, edge, step) = (self.rcv.nxt(), self.rcv.edge, self.cfg.receive_buffer / 4);
         for sf in &mut self.subflows {
             let left = if nxt.before(sf.advertised) { sf.advertised.since(nxt) } else { 0 };
             let gain = edge.since(nxt).saturating_sub(left);
@@ -406,12 +407,14 @@ impl Connection {
 }
 
 impl Receive {
+    /// The first octet that is missing.
+    pub(super) fn nxt(&self) -> Dsn {
+        self.text.nxt()
+    }
+
     pub(super) fn starting_at(nxt: Dsn, window: u32) -> Receive {
         Receive {
-            holes: Reassembly::new(nxt),
-            ready: VecDeque::new(),
-            ready_len: 0,
-            nxt,
+            text: Reassembly::new(nxt),
             edge: nxt + u64::from(window),
             fin: None,
             fin_taken: false,

@@ -7,6 +7,7 @@ use super::subflow::Subflow;
 use crate::buf::Chain;
 use crate::tcp::Label;
 use crate::wire::{Dsn, Dss, DssDsn, DssMapping, MptcpOption, ResetReason, SeqNum};
+use alloc::boxed::Box;
 
 /// Why a connection is plain TCP.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -69,13 +70,13 @@ impl Infinite {
 impl Connection {
     /// Falls back during the handshake: no data was ever mapped.
     pub(super) fn plain_from_start(&mut self, cause: FallbackCause) {
-        let rx_nxt = self.rcv.nxt;
+        let rx_nxt = self.rcv.nxt();
         let tx_nxt = self.snd.nxt();
         let Some(sf) = self.subflows.first() else { return };
         let rx = (sf.rx_base + 1, rx_nxt);
         let tx = (sf.tx_next, tx_nxt);
-        self.mode = Mode::Plain(Infinite { rx, tx, announce: false });
-        self.events.push_back(Event::Fallback(cause));
+        self.mode = Mode::Plain(Box::new(Infinite { rx, tx, announce: false }));
+        self.tell(Event::Fallback(cause));
     }
 
     /// Falls back after the handshake on the only subflow left; `rx` is where the peer's infinite mapping begins.
@@ -94,17 +95,20 @@ impl Connection {
             // Octets that no surviving subflow carried cannot be named without mappings.
             return self.reset_subflow(i, ResetReason::Middlebox, false);
         }
-        let rx = rx.unwrap_or((sf.rx_base + 1, peer.idsn + 1));
+        let rx = rx.unwrap_or((sf.rx_base + 1, peer.idsn() + 1));
         let announce = !matches!(cause, FallbackCause::DataWithoutDss | FallbackCause::ThirdPacket);
         let tx = (sf.tx_next, tx_nxt);
         let held = core::mem::take(&mut sf.unmapped);
-        let unverified = core::mem::take(&mut sf.verifying);
-        let verifying_end = sf.unverified.take().map(|r| r.nxt());
-        self.mode = Mode::Plain(Infinite { rx, tx, announce });
-        self.counters.InfiniteMapTx += u64::from(announce);
-        self.events.push_back(Event::Fallback(cause));
-        if let Some(end) = verifying_end {
-            self.take_plain(end - unverified.len(), unverified);
+        let unverified = sf.unverified.take();
+        self.mode = Mode::Plain(Box::new(Infinite { rx, tx, announce }));
+        if announce {
+            self.counters.InfiniteMapTx += 1;
+        }
+        self.tell(Event::Fallback(cause));
+        if let Some(mut order) = unverified
+            && let Some(text) = order.take()
+        {
+            self.take_plain(order.nxt() - text.len(), text);
         }
         for (seq, text) in held {
             self.take_plain(seq, text);
@@ -113,14 +117,14 @@ impl Connection {
 
     /// Text of a connection that fell back.
     pub(super) fn take_plain(&mut self, seq: SeqNum, text: Chain) {
-        let Mode::Plain(infinite) = self.mode else { return };
-        let dsn = infinite.dsn_received(seq, self.rcv.nxt);
+        let Mode::Plain(infinite) = &self.mode else { return };
+        let dsn = infinite.dsn_received(seq, self.rcv.nxt());
         self.deliver(dsn, text);
     }
 
     /// Subflow ACKs free the buffer once there are no DATA_ACKs.
     pub(super) fn on_plain_ack(&mut self) {
-        let Mode::Plain(infinite) = self.mode else { return };
+        let Mode::Plain(infinite) = &self.mode else { return };
         let Some(tcb) = self.subflows.first().and_then(Subflow::tcb) else { return };
         let ack = infinite.dsn_sent(tcb.snd_una()).min(self.snd.nxt());
         if self.snd.una().before(ack) {

@@ -2,10 +2,10 @@
 #![forbid(unsafe_code)]
 
 use super::config::SharedConfig;
-use super::connection::{Connection, Event, Mode, Peer, Receive, Role};
+use super::connection::{Connection, Event, Mode, Receive, Role};
 use super::fallback::FallbackCause;
 use super::key::{Key, join_hmac, left64, left160, same};
-use super::subflow::{Handshake, Stage, Subflow};
+use super::subflow::{Handshake, JoinAnswer, Stage, Subflow, ThirdAck};
 use crate::buf::Chain;
 use crate::rng::Rng;
 use crate::tcp::{
@@ -162,12 +162,14 @@ impl Connection {
         self.counters.MPJoinSynRx += 1;
         let accepted = self.accept_join(flow, &syn, rng, now);
         match accepted {
-            Ok(()) => self.events.push_back(Event::FlowOpened(flow)),
+            Ok(()) => self.tell(Event::FlowOpened(flow)),
             Err(JoinRefusal::Duplicate) => {}
             Err(refusal) => {
                 self.counters.MPJoinRejected += 1;
                 self.counters.MPRstTx += 1;
-                self.replies.extend(refuse_join(&syn, refusal.reason()).map(|rst| (flow, rst)));
+                self.news()
+                    .replies
+                    .extend(refuse_join(&syn, refusal.reason()).map(|rst| (flow, rst)));
             }
         }
         accepted
@@ -200,12 +202,12 @@ impl Connection {
             return Err(JoinRefusal::TooMany);
         }
         let nonce = rng.u32();
-        let answer = left64(&join_hmac(self.key, peer.key, nonce, peer_nonce));
-        let expected = left160(&join_hmac(peer.key, self.key, peer_nonce, nonce));
+        let answer = left64(&join_hmac(self.key, peer, nonce, peer_nonce));
+        let expected = left160(&join_hmac(peer, self.key, peer_nonce, nonce));
         let mut held = SynReceived::new(&self.cfg.subflow, syn, opening(rng), 0, now);
         held.answer(Chain::new(), now);
-        let handshake = Handshake::JoinReceived { nonce, answer, expected };
-        let ids = (self.paths.local_id(flow.local.addr), remote_id);
+        let handshake = Handshake::JoinReceived(Box::new(JoinAnswer { nonce, answer, expected }));
+        let ids = (self.local_id(flow.local.addr), remote_id);
         let mut subflow = Subflow::new(flow, Stage::SynReceived(Box::new(held)), handshake, ids);
         subflow.peer_scale = scale_of(&syn.options);
         subflow.backup = backup;
@@ -214,7 +216,7 @@ impl Connection {
     }
 
     pub(super) fn add_subflow(&mut self, mut subflow: Subflow) {
-        subflow.advertised = self.rcv.nxt;
+        subflow.advertised = self.rcv.nxt();
         self.subflows_total = self.subflows_total.saturating_add(1);
         self.subflows.push(subflow);
         self.dirty = true;
@@ -260,7 +262,7 @@ impl Connection {
         self.phase = Phase::Open;
         let mptcp = self.is_mptcp();
         // The fallback, if there is one, is reported after this.
-        self.events.push_front(Event::Established { synack_text, acked_text, mptcp });
+        self.news().events.push_front(Event::Established { synack_text, acked_text, mptcp });
         self.dirty = true;
     }
 
@@ -282,29 +284,28 @@ impl Connection {
     }
 
     fn go_multipath(&mut self, i: usize, peer_key: u64) {
-        let peer = Peer::new(peer_key);
+        let peer = Key(peer_key);
         self.peer = Some(peer);
-        self.rcv = Receive::starting_at(peer.idsn + 1, self.cfg.receive_buffer);
+        self.rcv = Receive::starting_at(peer.idsn() + 1, self.cfg.receive_buffer);
         self.mode = Mode::Mptcp;
         self.prepare_subflow(i);
     }
 
     /// A subflow whose TCP is open gets what receiving on it needs.
     fn prepare_subflow(&mut self, i: usize) {
-        let (checksum, nxt) = (self.checksum, self.rcv.nxt);
+        let (checksum, nxt) = (self.checksum, self.rcv.nxt());
         let Some(sf) = self.subflows.get_mut(i) else { return };
         sf.advertised = nxt;
         sf.mapped_upto = sf.rx_base + 1;
         if checksum {
-            sf.unverified = Some(Reassembly::new(sf.rx_base + 1));
+            sf.unverified = Some(Box::new(Reassembly::new(sf.rx_base + 1)));
         }
     }
 
     /// A segment for a subflow whose SYN we hold or answered.
     pub(super) fn on_syn_received(&mut self, i: usize, seg: Segment, now: Instant) {
-        let Some(sf) = self.subflows.get(i) else { return };
         let synchronizing = !matches!(seg.control, Control::Syn | Control::Rst);
-        if synchronizing && !self.check_third_packet(i, sf.handshake, &seg, now) {
+        if synchronizing && !self.check_third_packet(i, &seg, now) {
             return;
         }
         let Some(sf) = self.subflows.get_mut(i) else { return };
@@ -317,34 +318,29 @@ impl Connection {
     }
 
     /// Whether the segment may complete the handshake; if not, it has been dealt with.
-    fn check_third_packet(
-        &mut self,
-        i: usize,
-        handshake: Handshake,
-        seg: &Segment,
-        now: Instant,
-    ) -> bool {
+    fn check_third_packet(&mut self, i: usize, seg: &Segment, now: Instant) -> bool {
+        let Some(sf) = self.subflows.get(i) else { return false };
         let options = seg.options.mptcp();
-        match handshake {
+        match &sf.handshake {
             Handshake::Initial => {
                 // Form 3 or 4 is under way if only a DSS came: without the peer's key it means nothing yet.
                 let dss = options.iter().any(|o| matches!(o, MptcpOption::Dss(_)));
                 let capable = options.iter().any(|o| matches!(o, MptcpOption::MpCapable(_)));
                 capable || !dss
             }
-            Handshake::JoinReceived { expected, .. } => {
+            Handshake::JoinReceived(join) => {
                 let good = options.iter().any(|option| {
-                    matches!(option, MptcpOption::MpJoin(MpJoin::Ack { hmac }) if same(hmac, &expected))
+                    matches!(option, MptcpOption::MpJoin(MpJoin::Ack { hmac }) if same(hmac, &join.expected))
                 });
                 if good {
                     self.counters.MPJoinAckRx += 1;
                     return true;
                 }
-                let Some(flow) = self.subflows.get(i).map(|sf| sf.flow) else { return false };
+                let flow = sf.flow;
                 self.counters.MPJoinAckHMacFailure += 1;
                 self.counters.MPRstTx += 1;
                 let rst = refuse_join(seg, ResetReason::MptcpSpecific);
-                self.replies.extend(rst.map(|rst| (flow, rst)));
+                self.news().replies.extend(rst.map(|rst| (flow, rst)));
                 self.subflow_gone(i, CloseReason::Refused, now);
                 false
             }
@@ -392,7 +388,7 @@ impl Connection {
         self.established(Chain::new(), answered);
         let bare_ack = seg.is_empty();
         self.on_open(i, seg, now);
-        if let (Mode::Mptcp, true, Some(sf)) = (self.mode, bare_ack, self.subflows.get_mut(i)) {
+        if let (Mode::Mptcp, true, Some(sf)) = (&self.mode, bare_ack, self.subflows.get_mut(i)) {
             sf.request_ack(); // proves to the peer that we hold its key, so that it may join
         }
     }
@@ -407,42 +403,46 @@ impl Connection {
         let (key, peer) = (self.key, self.peer);
         let Some(sf) = self.subflows.get_mut(i) else { return };
         let Handshake::JoinSent { nonce } = sf.handshake else { return };
-        self.counters.MPJoinSynAckRx += u64::from(answer.is_some());
+        if answer.is_some() {
+            self.counters.MPJoinSynAckRx += 1;
+        }
         let verified = answer.zip(peer).filter(|((_, _, hmac, peer_nonce), peer)| {
-            let expected = left64(&join_hmac(peer.key, key, *peer_nonce, nonce));
+            let expected = left64(&join_hmac(*peer, key, *peer_nonce, nonce));
             same(&expected.to_be_bytes(), &hmac.to_be_bytes())
         });
         let Some(((backup, address_id, _, peer_nonce), peer)) = verified else {
-            self.counters.MPJoinSynAckHMacFailure += u64::from(answer.is_some());
+            if answer.is_some() {
+                self.counters.MPJoinSynAckHMacFailure += 1;
+            }
             return self.reset_subflow(i, ResetReason::MptcpSpecific, false);
         };
         sf.backup |= backup;
         sf.remote_id = address_id;
-        let hmac = left160(&join_hmac(key, peer.key, nonce, peer_nonce));
+        let hmac = left160(&join_hmac(key, peer, nonce, peer_nonce));
         let retry_at = now + THIRD_ACK_RTO;
-        sf.handshake = Handshake::PreEstablished { hmac, retry_at, tries: 1 };
+        sf.handshake = Handshake::PreEstablished(Box::new(ThirdAck { hmac, retry_at, tries: 1 }));
         self.prepare_subflow(i);
     }
 
     /// The third ACK takes no sequence space, so TCP does not repeat it (RFC 8684 3.2).
     pub(super) fn retry_third_ack(&mut self, i: usize, now: Instant) {
         let Some(sf) = self.subflows.get_mut(i) else { return };
-        let Handshake::PreEstablished { retry_at, tries, .. } = &mut sf.handshake else { return };
-        if now < *retry_at {
+        let Handshake::PreEstablished(third) = &mut sf.handshake else { return };
+        if now < third.retry_at {
             return;
         }
-        if *tries >= MAX_THIRD_ACKS {
+        if third.tries >= MAX_THIRD_ACKS {
             return self.reset_subflow(i, ResetReason::Unacceptable, true);
         }
-        *retry_at = now + THIRD_ACK_RTO * (1 << *tries).min(16);
-        *tries += 1;
+        third.retry_at = now + THIRD_ACK_RTO * (1 << third.tries).min(16);
+        third.tries += 1;
         sf.request_ack();
     }
 
     /// MP_CAPABLE or MP_JOIN for a SYN or SYN/ACK of subflow `i`.
     pub(super) fn syn_option(&mut self, i: usize) -> Option<MptcpOption> {
         let sf = self.subflows.get(i)?;
-        let backup = self.paths.is_backup(sf.flow.local.addr);
+        let backup = self.is_backup(sf.flow.local.addr);
         let flags = SHA256 | if self.checksum { MP_CAPABLE_CHECKSUM } else { 0 };
         let form = |sender_key| {
             MptcpOption::MpCapable(MpCapable {
@@ -453,7 +453,7 @@ impl Connection {
                 data: None,
             })
         };
-        match (sf.handshake, &sf.stage) {
+        match (&sf.handshake, &sf.stage) {
             (Handshake::Initial, Stage::SynSent(_)) => {
                 self.syn_plain = self.syns_sent > self.cfg.syn_retrans_before_tcp_fallback;
                 self.syns_sent = self.syns_sent.saturating_add(1);
@@ -465,18 +465,18 @@ impl Connection {
                 Some(form(None))
             }
             (Handshake::Initial, _) => Some(form(Some(self.key.0))),
-            (Handshake::JoinSent { nonce }, _) => {
+            (&Handshake::JoinSent { nonce }, _) => {
                 self.counters.MPJoinSynTx += 1;
-                let (address_id, token) = (sf.local_id, self.peer?.token);
+                let (address_id, token) = (sf.local_id, self.peer?.token());
                 Some(MptcpOption::MpJoin(MpJoin::Syn { backup, address_id, token, nonce }))
             }
-            (Handshake::JoinReceived { nonce, answer, .. }, _) => {
+            (Handshake::JoinReceived(join), _) => {
                 let address_id = sf.local_id;
                 Some(MptcpOption::MpJoin(MpJoin::SynAck {
                     backup,
                     address_id,
-                    hmac: answer,
-                    nonce,
+                    hmac: join.answer,
+                    nonce: join.nonce,
                 }))
             }
             _ => None,
@@ -489,7 +489,7 @@ impl Connection {
             version: VERSION,
             flags: SHA256 | if self.checksum { MP_CAPABLE_CHECKSUM } else { 0 },
             sender_key: Some(self.key.0),
-            receiver_key: Some(self.peer?.key.0),
+            receiver_key: Some(self.peer?.0),
             data,
         }))
     }

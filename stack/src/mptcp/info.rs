@@ -3,6 +3,7 @@
 
 use crate::tcp::TcpInfo;
 use crate::wire::FlowTuple;
+use alloc::boxed::Box;
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
@@ -14,6 +15,9 @@ macro_rules! counters {
         }
 
         impl MptcpCounters {
+            /// Nothing was counted.
+            pub const ZERO: MptcpCounters = MptcpCounters { $($name: 0,)* };
+
             /// Adds all of `other`.
             pub fn add(&mut self, other: &MptcpCounters) {
                 $(self.$name += other.$name;)*
@@ -110,6 +114,33 @@ counters! {
     SubflowRecover,
     /// Data-level window probes.
     WinProbe,
+}
+
+/// Counters that take room only from the first event until they are drained.
+#[derive(Debug, Default)]
+pub(super) struct Tally(Option<Box<MptcpCounters>>);
+
+impl Tally {
+    pub(super) fn is_zero(&self) -> bool {
+        self.0.is_none()
+    }
+
+    pub(super) fn drain(&mut self) -> MptcpCounters {
+        self.0.take().map_or(MptcpCounters::ZERO, |counters| *counters)
+    }
+}
+
+impl core::ops::Deref for Tally {
+    type Target = MptcpCounters;
+    fn deref(&self) -> &MptcpCounters {
+        self.0.as_deref().unwrap_or(&MptcpCounters::ZERO)
+    }
+}
+
+impl core::ops::DerefMut for Tally {
+    fn deref_mut(&mut self) -> &mut MptcpCounters {
+        self.0.get_or_insert_default()
+    }
 }
 
 /// A connection as `ss -M` shows it (`struct mptcp_info`).

@@ -7,12 +7,13 @@ use super::mapping::{Declaration, Declared, dss_checksum};
 use super::subflow::{Handshake, Stage};
 use crate::buf::Chain;
 use crate::rng::Rng;
-use crate::tcp::{CloseReason, Phase, State, Stop};
+use crate::tcp::{CloseReason, Phase, Reassembly, State, Stop};
 use crate::time::Instant;
 use crate::wire::{
     Control, DataAck, Dsn, Dss, DssDsn, DssMapping, FlowTuple, MpCapable, MpJoin, MptcpOption,
     MptcpOptions, ResetReason, Segment, SeqNum, Unreachable,
 };
+use alloc::boxed::Box;
 
 impl Connection {
     /// A segment of one of our flows arrived; returns why TCP stopped to process it, if it did.
@@ -74,8 +75,9 @@ impl Connection {
         let stop = arrival.stop;
         let flow = sf.flow;
         if arrival.acked > 0 {
-            self.counters.SubflowRecover += u64::from(sf.stale);
-            sf.stale = false;
+            if core::mem::take(&mut sf.stale) {
+                self.counters.SubflowRecover += 1;
+            }
             sf.rescued = false;
         }
         let reset = control == Control::Rst && arrival.closed.is_some();
@@ -118,7 +120,7 @@ impl Connection {
     /// Anything the peer sends on a joined subflow after its SYN/ACK proves that it has our third ACK.
     fn on_confirmation(&mut self, i: usize) {
         let Some(sf) = self.subflows.get_mut(i) else { return };
-        if matches!(sf.handshake, Handshake::PreEstablished { .. }) {
+        if matches!(sf.handshake, Handshake::PreEstablished(_)) {
             sf.handshake = Handshake::Joined;
             let flow = sf.flow;
             self.paths.on_joined(flow);
@@ -171,15 +173,15 @@ impl Connection {
 
     /// MP_CAPABLE after the handshake: form 3 again, or form 4 with the first mapping.
     fn on_keys(&mut self, i: usize, capable: &MpCapable, window: u64) {
-        let (Some(peer), Mode::Mptcp) = (self.peer, self.mode) else { return };
+        let (Some(peer), Mode::Mptcp) = (self.peer, &self.mode) else { return };
         let ours = capable.receiver_key == Some(self.key.0);
-        if !ours || capable.sender_key != Some(peer.key.0) {
+        if !ours || capable.sender_key != Some(peer.0) {
             return;
         }
         // It stands for a DATA_ACK of the octet that the MP_CAPABLE SYN/ACK occupies.
         self.snd_edge = self.snd_edge.max(self.idsn + 1 + window);
         if let Some((len, checksum)) = capable.data {
-            let dsn = DssDsn::Long(peer.idsn + 1);
+            let dsn = DssDsn::Long(peer.idsn() + 1);
             let long = self.rcv.long;
             self.on_mapping(i, &DssMapping { dsn, ssn: 1, len, checksum }, false);
             self.rcv.long = long; // the DSN was implied, not sent
@@ -236,7 +238,7 @@ impl Connection {
 
     fn on_mapping(&mut self, i: usize, mapping: &DssMapping, data_fin: bool) {
         let dsn = match mapping.dsn {
-            DssDsn::Short(low) => Dsn::promote(low, self.rcv.nxt),
+            DssDsn::Short(low) => Dsn::promote(low, self.rcv.nxt()),
             DssDsn::Long(dsn) => {
                 self.rcv.long = true;
                 dsn
@@ -263,7 +265,7 @@ impl Connection {
             checksum: mapping.checksum,
         };
         let floor = match (&sf.unverified, sf.tcb()) {
-            (Some(verified), _) => verified.nxt() - sf.verifying.len(),
+            (Some(order), _) => order.nxt() - order.ready(),
             (None, Some(tcb)) => tcb.rcv_nxt().min(self.mapped_floor(i)),
             (None, None) => return,
         };
@@ -295,12 +297,12 @@ impl Connection {
         let Some(sf) = self.subflows.get_mut(i) else { return };
         sf.bytes_received += u64::from(text.len());
         let complete = matches!(sf.handshake, Handshake::Initial | Handshake::Joined);
-        match self.mode {
+        match &self.mode {
             Mode::Plain(_) => self.take_plain(seq, text),
             Mode::Opening => {}
             Mode::Mptcp if !complete => {}
             Mode::Mptcp => {
-                let never = bare && !self.rcv.dss_seen && self.rcv.nxt == self.first_dsn();
+                let never = bare && !self.rcv.dss_seen && self.rcv.nxt() == self.first_dsn();
                 if never && self.subflows.len() == 1 {
                     self.fall_back(i, FallbackCause::DataWithoutDss, None);
                     return self.take_plain(seq, text);
@@ -311,16 +313,13 @@ impl Connection {
     }
 
     fn first_dsn(&self) -> Dsn {
-        self.peer.map_or(Dsn(0), |peer| peer.idsn + 1)
+        self.peer.map_or(Dsn(0), |peer| peer.idsn() + 1)
     }
 
     fn map_text(&mut self, i: usize, seq: SeqNum, text: Chain) {
         let Some(sf) = self.subflows.get_mut(i) else { return };
         if let Some(order) = &mut sf.unverified {
             order.insert(seq, text);
-            while let Some(text) = order.take() {
-                sf.verifying.append(text);
-            }
             return self.verify(i);
         }
         let mapped = sf.mappings.map(seq, text);
@@ -360,13 +359,13 @@ impl Connection {
     fn verify(&mut self, i: usize) {
         loop {
             let Some(sf) = self.subflows.get_mut(i) else { return };
-            let Some(order) = &sf.unverified else { return };
-            let start = order.nxt() - sf.verifying.len();
-            if sf.verifying.is_empty() {
+            let Some(order) = &mut sf.unverified else { return };
+            let start = order.nxt() - order.ready();
+            if order.ready() == 0 {
                 return sf.mappings.forget_before(start);
             }
             let Some(m) = sf.mappings.covering(start).copied() else {
-                if sf.verifying.len() > self.cfg.receive_buffer {
+                if order.ready() > self.cfg.receive_buffer {
                     self.reset_subflow(i, ResetReason::Middlebox, false);
                 }
                 return;
@@ -376,17 +375,16 @@ impl Connection {
                 self.counters.DSSNotMatching += 1;
                 return self.reset_subflow(i, ResetReason::MptcpSpecific, false);
             }
-            if sf.verifying.len() < m.text {
+            if order.ready() < m.text {
                 return;
             }
-            let rest = sf.verifying.split_off(m.text);
-            let mut text = core::mem::replace(&mut sf.verifying, rest);
+            let Some(mut text) = order.take_at_most(m.text) else { return };
             let sum = text.sum();
             if m.checksum.is_some_and(|c| {
                 let ours = dss_checksum(m.dsn, m.ssn, m.len, sum);
                 ours != c && !(ours == 0 && c == 0xffff) && !(ours == 0xffff && c == 0)
             }) {
-                return self.on_bad_checksum(i, m.dsn, text);
+                return self.on_bad_checksum(i, &m, text);
             }
             self.deliver(m.dsn, text);
         }
@@ -394,32 +392,33 @@ impl Connection {
 
     /// RFC 8684 3.7: with other subflows this one is reset; alone it goes on as plain TCP, damaged octets included, as
     /// the kernel does (a reset could not bring them back either).
-    fn on_bad_checksum(&mut self, i: usize, dsn: Dsn, text: Chain) {
+    fn on_bad_checksum(&mut self, i: usize, mapping: &Declared, text: Chain) {
         self.counters.DataCsumErr += 1;
         self.counters.MPFailTx += 1;
         let others = self.subflows.len() > 1;
         let Some(sf) = self.subflows.get_mut(i) else { return };
-        let _ = sf.signals.try_push(MptcpOption::MpFail(dsn));
+        sf.signals.push(MptcpOption::MpFail(mapping.dsn));
         if others {
             self.counters.DSSCorruptionReset += 1;
             return self.reset_subflow(i, ResetReason::Middlebox, true);
         }
         self.counters.DSSCorruptionFallback += 1;
-        let mut all = text;
-        all.append(core::mem::take(&mut sf.verifying));
-        sf.verifying = all;
+        let rest = sf.unverified.take().and_then(|mut order| order.take());
+        let mut all = Reassembly::new(mapping.seq);
+        all.insert(mapping.seq, text);
+        all.insert(all.nxt(), rest.unwrap_or_default());
+        sf.unverified = Some(Box::new(all));
         sf.request_ack();
-        let start = sf.unverified.as_ref().map(|o| o.nxt() - sf.verifying.len());
-        self.fall_back(i, FallbackCause::Checksum, start.map(|seq| (seq, dsn)));
+        self.fall_back(i, FallbackCause::Checksum, Some((mapping.seq, mapping.dsn)));
     }
 
     /// MP_FAIL: on a RST the other subflows take over by themselves; alone it means plain TCP.
     fn on_mp_fail(&mut self, i: usize, _seq: SeqNum) {
         self.counters.MPFailRx += 1;
         if self.subflows.len() == 1 && self.phase != Phase::Opening {
-            let fail = MptcpOption::MpFail(self.rcv.nxt);
+            let fail = MptcpOption::MpFail(self.rcv.nxt());
             if let Some(sf) = self.subflows.get_mut(i) {
-                let _ = sf.signals.try_push(fail);
+                sf.signals.push(fail);
                 sf.request_ack();
                 self.counters.MPFailTx += 1;
             }
@@ -430,7 +429,7 @@ impl Connection {
     /// Octets of the peer's stream under their DSN; the first copy wins.
     pub(super) fn deliver(&mut self, dsn: Dsn, mut text: Chain) {
         let end = dsn + u64::from(text.len());
-        if end.at_or_before(self.rcv.nxt) {
+        if end.at_or_before(self.rcv.nxt()) {
             self.counters.DuplicateData += 1;
             return;
         }
@@ -441,14 +440,12 @@ impl Connection {
             }
             text.truncate(self.rcv.edge.since(dsn) as u32);
         }
-        self.counters.OFOQueue += u64::from(self.rcv.nxt.before(dsn));
-        self.rcv.holes.insert(dsn, text);
-        while let Some(text) = self.rcv.holes.take() {
-            self.rcv.nxt = self.rcv.nxt + u64::from(text.len());
-            self.rcv.ready_len += text.len();
-            self.bytes_received += u64::from(text.len());
-            self.rcv.ready.push_back(text);
+        let before = self.rcv.nxt();
+        if before.before(dsn) {
+            self.counters.OFOQueue += 1;
         }
+        self.rcv.text.insert(dsn, text);
+        self.bytes_received += self.rcv.nxt().since(before);
         self.check_data_fin();
     }
 }

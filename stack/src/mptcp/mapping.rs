@@ -4,8 +4,8 @@
 use crate::buf::Chain;
 use crate::tcp::Label;
 use crate::wire::{Dsn, SeqNum, checksum};
-use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use smallvec::SmallVec;
 
 /// A mapping that we sent. It travels through TCP as the label of its octets, so that every retransmission declares
 /// exactly the same again: a peer may reset a subflow over a mapping that differs (RFC 8684 3.3.1).
@@ -89,9 +89,11 @@ pub enum Declaration {
 const MAX_DECLARED: usize = 8192;
 
 /// The peer's mappings on one subflow whose text has not all arrived, in order of sequence number.
+///
+/// In order there is one at a time, which has its place here; only what waits behind a hole takes heap.
 #[derive(Debug, Default)]
 pub struct PeerMappings {
-    list: VecDeque<Declared>,
+    list: SmallVec<[Declared; 1]>,
 }
 
 impl PeerMappings {
@@ -101,7 +103,7 @@ impl PeerMappings {
             return Declaration::Known;
         }
         let at = self.list.partition_point(|m| m.seq.before(new.seq));
-        let neighbours = self.list.range(at.saturating_sub(1)..self.list.len().min(at + 2));
+        let neighbours = self.list.iter().skip(at.saturating_sub(1)).take(3);
         for old in neighbours {
             if old.end().at_or_before(new.seq) || new.end().at_or_before(old.seq) {
                 continue;
@@ -126,8 +128,11 @@ impl PeerMappings {
 
     /// Forgets mappings that end at or before `floor`.
     pub fn forget_before(&mut self, floor: SeqNum) {
-        while self.list.front().is_some_and(|m| m.end().at_or_before(floor)) {
-            self.list.pop_front();
+        let gone = self.list.iter().take_while(|m| m.end().at_or_before(floor)).count();
+        if gone == self.list.len() {
+            self.list = SmallVec::new();
+        } else {
+            self.list.drain(..gone);
         }
     }
 
@@ -163,7 +168,7 @@ impl PeerMappings {
 #[derive(Debug, Default)]
 pub struct Mapped {
     /// Pieces with a mapping.
-    pub pieces: smallvec::SmallVec<[(Dsn, Chain); 2]>,
+    pub pieces: SmallVec<[(Dsn, Chain); 2]>,
     /// Pieces without.
     pub unmapped: Vec<(SeqNum, Chain)>,
 }

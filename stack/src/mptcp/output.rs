@@ -28,7 +28,7 @@ impl Connection {
     /// The next segment to send; call until `None` after everything that changes something, and drain
     /// [`Connection::poll_event`] afterwards: a RST or a last ACK that leaves may end a flow or the connection.
     pub fn poll_transmit(&mut self, rng: &mut Rng, now: Instant) -> Option<(FlowTuple, TxSegment)> {
-        if let Some((flow, segment)) = self.replies.pop_front() {
+        if let Some((flow, segment)) = self.take_reply() {
             return Some((flow, bare(segment)));
         }
         if matches!(self.phase, Phase::Closed(_)) {
@@ -39,10 +39,10 @@ impl Connection {
                 self.progress(rng, now);
             }
             for _ in 0..self.subflows.len() {
-                if self.cursor >= self.subflows.len() {
+                if usize::from(self.cursor) >= self.subflows.len() {
                     self.cursor = 0;
                 }
-                if let Some(out) = self.poll_subflow(self.cursor, now) {
+                if let Some(out) = self.poll_subflow(usize::from(self.cursor), now) {
                     return Some(out);
                 }
                 self.cursor += 1;
@@ -150,8 +150,9 @@ impl Connection {
 
     fn mark_stale(&mut self, i: usize) {
         let Some(sf) = self.subflows.get_mut(i) else { return };
-        self.counters.SubflowStale += u64::from(!sf.stale);
-        sf.stale = true;
+        if !core::mem::replace(&mut sf.stale, true) {
+            self.counters.SubflowStale += 1;
+        }
         sf.rescued = true;
         self.rescue(i);
     }
@@ -208,7 +209,7 @@ impl Connection {
 
     /// Hands out octets, first those to be mapped again, as long as a subflow can send them now.
     fn assign(&mut self, now: Instant) {
-        match self.mode {
+        match &self.mode {
             Mode::Plain(_) => return self.assign_plain(),
             Mode::Opening => return,
             Mode::Mptcp => {}
@@ -316,7 +317,7 @@ impl Connection {
 
     /// Option octets that segments with text need for sure.
     fn text_room(&self) -> OptionRoom {
-        let text = match self.mode {
+        let text = match &self.mode {
             Mode::Plain(infinite) if infinite.announce => ROOM_MAPPING,
             Mode::Plain(_) | Mode::Opening => 0,
             Mode::Mptcp if self.data_acked => ROOM_MAPPING,
@@ -334,9 +335,9 @@ impl Connection {
         let text = self.text_room().text;
         let Some(sf) = self.subflows.get(i) else { return OptionRoom { text, ack: 0 } };
         let moved = self.rcv.acked != self.data_ack() || sf.advertised != self.rcv.edge;
-        let ack = match (self.mode, sf.handshake) {
+        let ack = match (&self.mode, &sf.handshake) {
             (Mode::Plain(_) | Mode::Opening, _) => sf.signals.first().map_or(0, signal_len),
-            (_, Handshake::PreEstablished { .. }) => 24,
+            (_, Handshake::PreEstablished(_)) => 24,
             _ if self.keys_due(i) => 20,
             _ if !sf.signals.is_empty() => {
                 let signal = sf.signals.first().map_or(0, signal_len);
@@ -404,7 +405,7 @@ impl Connection {
         if matches!(self.mode, Mode::Mptcp) {
             if let (Some(_), false, Some(peer)) = (self.abort_wanted, self.peer_aborted, self.peer)
             {
-                let receiver_key = peer.key.0;
+                let receiver_key = peer.0;
                 add(&mut tx.segment, MptcpOption::MpFastclose(MpFastclose { receiver_key }));
                 self.counters.MPFastcloseTx += 1;
             }
@@ -423,16 +424,19 @@ impl Connection {
         let mut left = tx.option_room;
         let keys_due = self.keys_due(i);
         let Some(sf) = self.subflows.get_mut(i) else { return };
-        match (self.mode, sf.handshake) {
+        match (&self.mode, &sf.handshake) {
             (Mode::Opening, _) => return,
             (Mode::Plain(_), _) => {
                 // The last word of MPTCP may be an MP_FAIL.
-                if sf.signals.first().is_some_and(|s| signal_len(s) <= left) {
-                    add(&mut tx.segment, sf.signals.remove(0));
+                if sf.signals.first().is_some_and(|s| signal_len(s) <= left)
+                    && let Some(signal) = sf.signals.pop()
+                {
+                    add(&mut tx.segment, signal);
                 }
                 return;
             }
-            (_, Handshake::PreEstablished { hmac, .. }) => {
+            (_, Handshake::PreEstablished(third)) => {
+                let hmac = third.hmac;
                 return add(&mut tx.segment, MptcpOption::MpJoin(MpJoin::Ack { hmac }));
             }
             _ => {}
@@ -444,7 +448,7 @@ impl Connection {
             return;
         }
         if let Some(signal) = sf.signals.first().copied().filter(|s| signal_len(s) <= left) {
-            sf.signals.remove(0);
+            sf.signals.pop();
             left -= signal_len(&signal);
             add(&mut tx.segment, signal);
             if !sf.signals.is_empty() {

@@ -1,7 +1,6 @@
 //! Which subflows there should be: joins from our addresses, addresses announced both ways (RFC 8684 3.2, 3.4).
 #![forbid(unsafe_code)]
 
-use super::config::SharedConfig;
 use super::connection::{Connection, Event, Mode, Role};
 use super::handshake::opening;
 use super::key::{add_addr_hmac, same};
@@ -12,7 +11,6 @@ use crate::tcp::{Phase, SynSent};
 use crate::time::{Duration, Instant, earliest};
 use crate::wire::{AddAddr, AddressIds, Endpoint, FlowTuple, MptcpOption};
 use alloc::boxed::Box;
-use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::net::IpAddr;
 
@@ -50,8 +48,6 @@ struct Announcement {
 /// Paths and addresses of one connection.
 #[derive(Debug)]
 pub(super) struct PathManager {
-    cfg: Rc<SharedConfig>,
-    first: FlowTuple,
     /// Flag C of the peer: no joins to the address and port it was sent from.
     pub initial_remote_forbidden: bool,
     paths: Vec<Path>,
@@ -61,29 +57,14 @@ pub(super) struct PathManager {
 }
 
 impl PathManager {
-    pub(super) fn new(cfg: &Rc<SharedConfig>, first: FlowTuple) -> PathManager {
+    pub(super) fn new() -> PathManager {
         PathManager {
-            cfg: cfg.clone(),
-            first,
             initial_remote_forbidden: false,
             paths: Vec::new(),
             announcements: Vec::new(),
             remotes: Vec::new(),
             started: false,
         }
-    }
-
-    /// Id of a local address, the same for the life of the connection.
-    pub(super) fn local_id(&self, addr: IpAddr) -> u8 {
-        if addr == self.first.local.addr {
-            return 0;
-        }
-        let position = self.cfg.addresses.iter().position(|a| a.addr == addr);
-        position.and_then(|p| u8::try_from(p + 1).ok()).unwrap_or(UNKNOWN_ID)
-    }
-
-    pub(super) fn is_backup(&self, addr: IpAddr) -> bool {
-        self.cfg.addresses.iter().any(|a| a.addr == addr && a.backup)
     }
 
     pub(super) fn announced(&self) -> u8 {
@@ -109,25 +90,10 @@ impl PathManager {
             }
             None if full => {}
             None => {
+                self.paths.reserve_exact(1); // there are few, for as long as the connection lasts
                 self.paths.push(Path { local, remote, remote_id, tries: 0, next: Some(now) });
             }
         }
-    }
-
-    /// Our address for a subflow to an announced one: preferably one that no path uses.
-    fn local_for(&self, remote: IpAddr, subflows: &[Subflow]) -> Option<IpAddr> {
-        let in_use = |addr: IpAddr| {
-            subflows.iter().any(|sf| sf.flow.local.addr == addr)
-                || self.paths.iter().any(|p| p.local == addr && p.next.is_some())
-        };
-        let mut fitting = self
-            .cfg
-            .addresses
-            .iter()
-            .filter(|a| (a.subflow || a.addr == self.first.local.addr) && a.reaches(remote))
-            .map(|a| a.addr);
-        let first = fitting.clone().next();
-        fitting.find(|addr| !in_use(*addr)).or(first)
     }
 
     /// Lets the first path be opened again at once.
@@ -171,6 +137,35 @@ impl Connection {
         alive && multipath && !self.state.is_over() && self.abort_wanted.is_none()
     }
 
+    /// Id of a local address, the same for the life of the connection.
+    pub(super) fn local_id(&self, addr: IpAddr) -> u8 {
+        if addr == self.first.local.addr {
+            return 0;
+        }
+        let position = self.cfg.addresses.iter().position(|a| a.addr == addr);
+        position.and_then(|p| u8::try_from(p + 1).ok()).unwrap_or(UNKNOWN_ID)
+    }
+
+    pub(super) fn is_backup(&self, addr: IpAddr) -> bool {
+        self.cfg.addresses.iter().any(|a| a.addr == addr && a.backup)
+    }
+
+    /// Our address for a subflow to an announced one: preferably one that no path uses.
+    fn local_for(&self, remote: IpAddr) -> Option<IpAddr> {
+        let in_use = |addr: IpAddr| {
+            self.subflows.iter().any(|sf| sf.flow.local.addr == addr)
+                || self.paths.paths.iter().any(|p| p.local == addr && p.next.is_some())
+        };
+        let mut fitting = self
+            .cfg
+            .addresses
+            .iter()
+            .filter(|a| (a.subflow || a.addr == self.first.local.addr) && a.reaches(remote))
+            .map(|a| a.addr);
+        let first = fitting.clone().next();
+        fitting.find(|addr| !in_use(*addr)).or(first)
+    }
+
     /// Opens what should be open and announces what should be announced.
     pub(super) fn manage_paths(&mut self, rng: &mut Rng, now: Instant) {
         if !self.manages_paths() {
@@ -206,6 +201,7 @@ impl Connection {
             if let (true, Ok(id)) = (a.signal && a.addr != first.local.addr, u8::try_from(i + 1)) {
                 let (addr, retry_at) = (a.addr, now);
                 let new = Announcement { id, addr, tries: 0, retry_at, echoed: false };
+                self.paths.announcements.reserve_exact(1);
                 self.paths.announcements.push(new);
             }
         }
@@ -227,11 +223,11 @@ impl Connection {
         }
         let syn = SynSent::new(&self.cfg.subflow, opening(rng), Chain::new(), now);
         let handshake = Handshake::JoinSent { nonce: rng.u32() };
-        let ids = (self.paths.local_id(flow.local.addr), remote_id);
+        let ids = (self.local_id(flow.local.addr), remote_id);
         let mut subflow = Subflow::new(flow, Stage::SynSent(Box::new(syn)), handshake, ids);
-        subflow.backup = self.paths.is_backup(flow.local.addr);
+        subflow.backup = self.is_backup(flow.local.addr);
         self.add_subflow(subflow);
-        self.events.push_back(Event::FlowOpened(flow));
+        self.tell(Event::FlowOpened(flow));
     }
 
     /// One announcement is out at a time.
@@ -249,10 +245,10 @@ impl Connection {
         }
         a.tries += 1;
         a.retry_at = now + timeout;
-        let hmac = add_addr_hmac(self.key, peer.key, a.id, a.addr, None);
+        let hmac = add_addr_hmac(self.key, peer, a.id, a.addr, None);
         let option = AddAddr { address_id: a.id, addr: a.addr, port: None, hmac: Some(hmac) };
         if let Some(sf) = self.subflows.iter_mut().find(|sf| sf.is_usable())
-            && sf.signals.try_push(MptcpOption::AddAddr(option)).is_ok()
+            && sf.signals.push(MptcpOption::AddAddr(option))
         {
             self.counters.AddAddrTx += 1;
             sf.request_ack();
@@ -264,14 +260,15 @@ impl Connection {
         let Some(hmac) = add.hmac else {
             let echoed = |a: &&mut Announcement| a.id == add.address_id && a.addr == add.addr;
             if let Some(a) = self.paths.announcements.iter_mut().find(echoed) {
-                self.counters.EchoAdd += u64::from(!a.echoed);
-                a.echoed = true;
+                if !core::mem::replace(&mut a.echoed, true) {
+                    self.counters.EchoAdd += 1;
+                }
                 self.dirty = true;
             }
             return;
         };
         let Some(peer) = self.peer else { return };
-        let expected = add_addr_hmac(peer.key, self.key, add.address_id, add.addr, add.port);
+        let expected = add_addr_hmac(peer, self.key, add.address_id, add.addr, add.port);
         if !same(&expected.to_be_bytes(), &hmac.to_be_bytes()) {
             self.counters.AddAddrDrop += 1;
             return;
@@ -279,7 +276,7 @@ impl Connection {
         self.confirmed = true; // only a holder of our key can have made that HMAC
         self.counters.AddAddr += 1;
         let Some(sf) = self.subflows.get_mut(i) else { return };
-        if sf.signals.try_push(MptcpOption::AddAddr(AddAddr { hmac: None, ..*add })).is_ok() {
+        if sf.signals.push(MptcpOption::AddAddr(AddAddr { hmac: None, ..*add })) {
             self.counters.EchoAddTx += 1;
             sf.request_ack();
         }
@@ -301,12 +298,15 @@ impl Connection {
                 }
             }
             None if full => return,
-            None => remotes.push((id, remote)),
+            None => {
+                remotes.reserve_exact(1);
+                remotes.push((id, remote));
+            }
         }
         if self.subflows.iter().any(|sf| sf.flow.remote == remote) {
             return;
         }
-        if let Some(local) = self.paths.local_for(remote.addr, &self.subflows) {
+        if let Some(local) = self.local_for(remote.addr) {
             self.paths.want(local, remote, id, now);
         }
     }
@@ -335,14 +335,13 @@ impl Connection {
 
 #[cfg(test)]
 mod tests {
-    use super::super::config::MptcpConfig;
     use super::*;
 
     #[test]
     fn a_peer_cannot_make_us_want_ever_more_paths() {
         let end = |port| Endpoint::new(IpAddr::from([10, 0, 1, 1]), port);
         let first = FlowTuple { local: end(1), remote: end(2) };
-        let mut paths = PathManager::new(&Rc::new(MptcpConfig::default().into()), first);
+        let mut paths = PathManager::new();
         for port in 1..1000 {
             paths.want(first.local.addr, end(port), 7, Instant::ZERO);
         }

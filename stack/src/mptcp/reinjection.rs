@@ -3,6 +3,7 @@
 
 use crate::buf::Chain;
 use crate::wire::Dsn;
+use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
@@ -14,6 +15,13 @@ use alloc::vec::Vec;
 pub struct SendQueue {
     una: Dsn,
     nxt: Dsn,
+    /// While there is anything.
+    held: Option<Box<Held>>,
+}
+
+/// The octets of a [`SendQueue`].
+#[derive(Debug, Default)]
+struct Held {
     mapped: VecDeque<(Dsn, Chain)>,
     waiting: VecDeque<Chain>,
     waiting_len: u32,
@@ -23,14 +31,7 @@ pub struct SendQueue {
 impl SendQueue {
     /// Empty, the first octet being `first`.
     pub fn new(first: Dsn) -> SendQueue {
-        SendQueue {
-            una: first,
-            nxt: first,
-            mapped: VecDeque::new(),
-            waiting: VecDeque::new(),
-            waiting_len: 0,
-            again: Vec::new(),
-        }
+        SendQueue { una: first, nxt: first, held: None }
     }
 
     /// `snd.una` of the data level.
@@ -45,12 +46,12 @@ impl SendQueue {
 
     /// One past the last octet queued.
     pub fn end(&self) -> Dsn {
-        self.nxt + u64::from(self.waiting_len)
+        self.nxt + u64::from(self.waiting())
     }
 
     /// Octets never mapped.
     pub fn waiting(&self) -> u32 {
-        self.waiting_len
+        self.held.as_ref().map_or(0, |held| held.waiting_len)
     }
 
     /// Octets held.
@@ -66,19 +67,21 @@ impl SendQueue {
     /// Appends.
     pub fn push(&mut self, text: Chain) {
         if !text.is_empty() {
-            self.waiting_len += text.len();
-            self.waiting.push_back(text);
+            let held = self.held.get_or_insert_default();
+            held.waiting_len += text.len();
+            held.waiting.push_back(text);
         }
     }
 
     /// The next run of at most `most` octets to map for the first time; small chunks are merged.
     pub fn take_new(&mut self, most: u32) -> Option<(Dsn, Chain)> {
+        let held = self.held.as_mut()?;
         let mut run = Chain::new();
         while run.len() < most {
-            let Some(mut chunk) = self.waiting.pop_front() else { break };
+            let Some(mut chunk) = held.waiting.pop_front() else { break };
             let want = most - run.len();
             if chunk.len() > want {
-                self.waiting.push_front(chunk.split_off(want));
+                held.waiting.push_front(chunk.split_off(want));
             }
             run.append(chunk);
         }
@@ -86,9 +89,9 @@ impl SendQueue {
             return None;
         }
         let dsn = self.nxt;
-        self.waiting_len -= run.len();
+        held.waiting_len -= run.len();
         self.nxt = self.nxt + u64::from(run.len());
-        self.mapped.push_back((dsn, run.clone()));
+        held.mapped.push_back((dsn, run.clone()));
         Some((dsn, run))
     }
 
@@ -97,10 +100,11 @@ impl SendQueue {
         debug_assert!(self.una.at_or_before(ack) && ack.at_or_before(self.nxt));
         let acked = ack.since(self.una) as u32;
         self.una = ack;
-        while let Some((dsn, run)) = self.mapped.front_mut() {
+        let Some(held) = &mut self.held else { return acked };
+        while let Some((dsn, run)) = held.mapped.front_mut() {
             let end = *dsn + u64::from(run.len());
             if end.at_or_before(ack) {
-                self.mapped.pop_front();
+                held.mapped.pop_front();
                 continue;
             }
             if dsn.before(ack) {
@@ -109,12 +113,12 @@ impl SendQueue {
             }
             break;
         }
-        self.again.retain(|(_, end)| ack.before(*end));
-        if let Some((start, _)) = self.again.first_mut() {
+        held.again.retain(|(_, end)| ack.before(*end));
+        if let Some((start, _)) = held.again.first_mut() {
             *start = start.max(ack);
         }
         if self.is_empty() {
-            (self.mapped, self.waiting, self.again) = Default::default(); // give the heap back
+            self.held = None;
         }
         acked
     }
@@ -125,35 +129,72 @@ impl SendQueue {
         if !start.before(end) {
             return;
         }
-        let at = self.again.partition_point(|(s, _)| s.before(start));
-        self.again.insert(at, (start, end));
-        let mut merged: Vec<(Dsn, Dsn)> = Vec::with_capacity(self.again.len());
-        for (s, e) in self.again.drain(..) {
+        let Some(held) = &mut self.held else { return };
+        let at = held.again.partition_point(|(s, _)| s.before(start));
+        held.again.insert(at, (start, end));
+        let mut merged: Vec<(Dsn, Dsn)> = Vec::with_capacity(held.again.len());
+        for (s, e) in held.again.drain(..) {
             match merged.last_mut() {
                 Some((_, last)) if s.at_or_before(*last) => *last = last.max(e),
                 _ => merged.push((s, e)),
             }
         }
-        self.again = merged;
+        held.again = merged;
+    }
+
+    fn again(&self) -> &[(Dsn, Dsn)] {
+        self.held.as_ref().map_or(&[], |held| &held.again)
     }
 
     /// Octets waiting to be mapped again.
     pub fn again_len(&self) -> u32 {
-        self.again.iter().map(|(s, e)| e.since(*s) as u32).sum()
+        self.again().iter().map(|(s, e)| e.since(*s) as u32).sum()
     }
 
     /// The next run of at most `most` octets to map again.
     pub fn take_again(&mut self, most: u32) -> Option<(Dsn, Chain)> {
-        let (start, end) = *self.again.first()?;
-        let run = self.slice(start, end.since(start).min(u64::from(most)) as u32);
+        let held = self.held.as_mut()?;
+        let (start, end) = *held.again.first()?;
+        let run = held.slice(start, end.since(start).min(u64::from(most)) as u32);
         let taken = start + u64::from(run.len());
-        match self.again.first_mut() {
+        match held.again.first_mut() {
             Some(first) if taken.before(end) && !run.is_empty() => first.0 = taken,
-            _ => drop(self.again.remove(0)),
+            _ => drop(held.again.remove(0)),
         }
         (!run.is_empty()).then_some((start, run))
     }
 
+    /// Lets go of everything: nobody will ask for it any more.
+    pub fn clear(&mut self) {
+        self.nxt = self.end();
+        self.una = self.nxt;
+        self.held = None;
+    }
+
+    /// Checks what must hold between any two calls.
+    #[cfg(any(test, fuzzing, feature = "testkit"))]
+    pub fn assert_invariants(&self) {
+        let Some(held) = &self.held else {
+            assert_eq!(self.una, self.nxt, "what the peer has not acknowledged is kept");
+            return;
+        };
+        let mut at = self.una;
+        for (dsn, run) in &held.mapped {
+            assert_eq!(*dsn, at, "mapped octets have no gap");
+            at = at + u64::from(run.len());
+        }
+        assert_eq!(at, self.nxt);
+        assert_eq!(held.waiting.iter().map(Chain::len).sum::<u32>(), held.waiting_len);
+        for pair in held.again.windows(2) {
+            assert!(pair[0].1.before(pair[1].0), "ranges to map again are apart");
+        }
+        for (s, e) in &held.again {
+            assert!(self.una.at_or_before(*s) && s.before(*e) && e.at_or_before(self.nxt));
+        }
+    }
+}
+
+impl Held {
     /// A view of mapped octets from `start`, at most `len`.
     fn slice(&self, start: Dsn, len: u32) -> Chain {
         let mut out = Chain::new();
@@ -168,32 +209,6 @@ impl SendQueue {
             out.append(run.slice(skip, (run.len() - skip).min(len - out.len())));
         }
         out
-    }
-
-    /// Lets go of everything: nobody will ask for it any more.
-    pub fn clear(&mut self) {
-        self.nxt = self.end();
-        self.una = self.nxt;
-        self.waiting_len = 0;
-        (self.mapped, self.waiting, self.again) = Default::default();
-    }
-
-    /// Checks what must hold between any two calls.
-    #[cfg(any(test, fuzzing, feature = "testkit"))]
-    pub fn assert_invariants(&self) {
-        let mut at = self.una;
-        for (dsn, run) in &self.mapped {
-            assert_eq!(*dsn, at, "mapped octets have no gap");
-            at = at + u64::from(run.len());
-        }
-        assert_eq!(at, self.nxt);
-        assert_eq!(self.waiting.iter().map(Chain::len).sum::<u32>(), self.waiting_len);
-        for pair in self.again.windows(2) {
-            assert!(pair[0].1.before(pair[1].0), "ranges to map again are apart");
-        }
-        for (s, e) in &self.again {
-            assert!(self.una.at_or_before(*s) && s.before(*e) && e.at_or_before(self.nxt));
-        }
     }
 }
 

@@ -20,18 +20,70 @@ pub(super) enum Stage {
 }
 
 /// How far the MPTCP handshake of a subflow is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) enum Handshake {
     /// The connection's first subflow: MP_CAPABLE.
     Initial,
     /// We sent a SYN with MP_JOIN.
     JoinSent { nonce: u32 },
-    /// We answered a SYN with MP_JOIN and wait for this HMAC-A.
-    JoinReceived { nonce: u32, answer: u64, expected: [u8; 20] },
+    /// We answered a SYN with MP_JOIN.
+    JoinReceived(Box<JoinAnswer>),
     /// RFC 8684 3.2: the third ACK is out and no data may be sent until it is acknowledged.
-    PreEstablished { hmac: [u8; 20], retry_at: Instant, tries: u8 },
+    PreEstablished(Box<ThirdAck>),
     /// A join that is complete.
     Joined,
+}
+
+/// Our answer to a SYN with MP_JOIN.
+#[derive(Debug)]
+pub(super) struct JoinAnswer {
+    pub nonce: u32,
+    /// HMAC-B, as we sent it.
+    pub answer: u64,
+    /// HMAC-A, as it has to come.
+    pub expected: [u8; 20],
+}
+
+/// The third ACK of our join.
+#[derive(Debug)]
+pub(super) struct ThirdAck {
+    pub hmac: [u8; 20],
+    pub retry_at: Instant,
+    pub tries: u8,
+}
+
+/// Options that wait for a segment without text, in order; there are rarely any.
+#[derive(Debug, Default)]
+pub(super) struct Signals(Option<Box<ArrayVec<MptcpOption, MAX_SIGNALS>>>);
+
+/// Options that may wait at a time.
+const MAX_SIGNALS: usize = 4;
+
+impl Signals {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &MptcpOption> {
+        self.0.iter().flat_map(|signals| signals.iter())
+    }
+
+    pub(super) fn first(&self) -> Option<&MptcpOption> {
+        self.iter().next()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Whether there was room for it.
+    pub(super) fn push(&mut self, signal: MptcpOption) -> bool {
+        self.0.get_or_insert_default().try_push(signal).is_ok()
+    }
+
+    pub(super) fn pop(&mut self) -> Option<MptcpOption> {
+        let signal = self.0.as_mut()?.remove(0);
+        if self.0.as_ref().is_some_and(|signals| signals.is_empty()) {
+            self.0 = None;
+        }
+        Some(signal)
+    }
 }
 
 /// A run of octets that was mapped to a subflow.
@@ -64,9 +116,8 @@ pub(super) struct Subflow {
     pub unmapped_len: u32,
     /// `rcv.nxt` when text was last mapped: text below has been through the mappings.
     pub mapped_upto: SeqNum,
-    /// With checksums: text in order that waits for its mapping to be whole.
-    pub unverified: Option<Reassembly<SeqNum>>,
-    pub verifying: Chain,
+    /// With checksums: text that waits for its mapping to be whole.
+    pub unverified: Option<Box<Reassembly<SeqNum>>>,
     pub sent: VecDeque<SentRun>,
     /// The peer asked us to send here only if nothing else works.
     pub backup: bool,
@@ -85,7 +136,7 @@ pub(super) struct Subflow {
     /// Reason for the RST that is about to be sent.
     pub reset: Option<(ResetReason, bool)>,
     /// Options to send once, on the next segments without text.
-    pub signals: ArrayVec<MptcpOption, 4>,
+    pub signals: Signals,
     pub bytes_sent: u64,
     pub bytes_received: u64,
 }
@@ -112,7 +163,6 @@ impl Subflow {
             unmapped_len: 0,
             mapped_upto: SeqNum(0),
             unverified: None,
-            verifying: Chain::new(),
             sent: VecDeque::new(),
             backup: false,
             stale: false,
@@ -122,7 +172,7 @@ impl Subflow {
             ended: false,
             advertised: Dsn(0),
             reset: None,
-            signals: ArrayVec::new(),
+            signals: Signals::default(),
             bytes_sent: 0,
             bytes_received: 0,
         }
@@ -160,8 +210,8 @@ impl Subflow {
             Stage::SynReceived(syn) => syn.deadline(),
             Stage::Open(tcb) => tcb.deadline(),
         };
-        match self.handshake {
-            Handshake::PreEstablished { retry_at, .. } => earliest(below, Some(retry_at)),
+        match &self.handshake {
+            Handshake::PreEstablished(third) => earliest(below, Some(third.retry_at)),
             _ => below,
         }
     }
@@ -171,8 +221,8 @@ impl Subflow {
         while self.sent.front().is_some_and(|run| run.end.at_or_before(una)) {
             self.sent.pop_front();
         }
-        if self.sent.is_empty() && self.sent.capacity() > 64 {
-            self.sent = VecDeque::new();
+        if self.sent.is_empty() {
+            self.sent = VecDeque::new(); // an idle subflow keeps no heap
         }
     }
 

@@ -832,7 +832,7 @@ fn a_closed_window_opens_again_though_the_update_is_lost() {
     sim.hosts[B].reading = false;
     sim.connect();
     sim.run_for(3_000);
-    let held = sim.hosts[B].mptcp().rcv.ready_len;
+    let held = sim.hosts[B].mptcp().rcv.text.ready();
     assert!(held <= sim.hosts[B].cfg.receive_buffer, "{held}");
     assert!(held > sim.hosts[B].cfg.receive_buffer / 2, "{held}\n{}", sim.state());
     sim.links.iter_mut().for_each(|l| l.up = false);
