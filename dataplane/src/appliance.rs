@@ -277,6 +277,8 @@ fn port_counters(stats: &PortStats) -> Metrics {
         tx_dropped,
         tx_full,
         tx_uncopied,
+        lost,
+        reopened,
     } = *stats;
     [
         ("rx_frames", rx_frames),
@@ -287,6 +289,8 @@ fn port_counters(stats: &PortStats) -> Metrics {
         ("tx_dropped", tx_dropped),
         ("tx_full", tx_full),
         ("tx_uncopied", tx_uncopied),
+        ("lost", lost),
+        ("reopened", reopened),
     ]
     .into_iter()
     .map(|(name, value)| (name.to_owned(), value))

@@ -82,19 +82,32 @@ impl Neighbors {
     /// Tells all neighbours that our addresses are here now (RFC 5227 3, RFC 4861 7.2.6).
     pub fn announce(&mut self) {
         for port in 0..self.ports.len() {
-            let identity = self.ports[port].clone();
-            for owned in identity.owned {
-                match owned.addr {
-                    IpAddr::V4(addr) => {
-                        let repr = arp(ArpOperation::Request, identity.mac, addr, [0; 6], addr);
-                        self.push_arp(port as u16, &repr, [0xff; 6]);
-                    }
-                    IpAddr::V6(addr) => {
-                        let all = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
-                        let flags = NdiscNeighborFlags::OVERRIDE;
-                        let repr = advertisement(addr, identity.mac, flags);
-                        self.push_ndisc(port as u16, addr, all, multicast_mac(all), repr);
-                    }
+            self.announce_port(port as u16);
+        }
+    }
+
+    /// A port has another device: neighbours are told of its address, and asked for theirs.
+    pub fn rejoin(&mut self, port: u16, mac: [u8; 6]) {
+        if let Some(identity) = self.ports.get_mut(usize::from(port)) {
+            identity.mac = mac;
+        }
+        self.table.retain(|key, entry| key.0 != port || matches!(entry, Entry::Incomplete { .. }));
+        self.announce_port(port);
+    }
+
+    fn announce_port(&mut self, port: u16) {
+        let Some(identity) = self.identity(port).cloned() else { return };
+        for owned in identity.owned {
+            match owned.addr {
+                IpAddr::V4(addr) => {
+                    let repr = arp(ArpOperation::Request, identity.mac, addr, [0; 6], addr);
+                    self.push_arp(port, &repr, [0xff; 6]);
+                }
+                IpAddr::V6(addr) => {
+                    let all = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+                    let flags = NdiscNeighborFlags::OVERRIDE;
+                    let repr = advertisement(addr, identity.mac, flags);
+                    self.push_ndisc(port, addr, all, multicast_mac(all), repr);
                 }
             }
         }

@@ -4,6 +4,7 @@
 mod choose;
 mod engine;
 mod link;
+mod lost;
 mod open;
 mod start;
 
@@ -30,6 +31,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 const TX_BUDGET: usize = 256;
 /// Frames that wait for one port with no room; more are dropped, as by a full queue of a router.
 const MAX_PENDING: usize = 256;
+/// Place of the device monitor among what the loop sleeps for.
+const MONITOR: usize = 1;
 /// How often ports that cannot wake us are looked at.
 const BLIND_WAIT: Duration = Duration::from_millis(1);
 
@@ -181,6 +184,15 @@ struct PortSlot {
     intercepts: bool,
     /// Routed, not sent yet.
     pending: Vec<TxFrame>,
+    /// What it takes to open the port again, and whether that is due.
+    watch: lost::Watch,
+}
+
+impl PortSlot {
+    /// Counters of all the ports that have been here.
+    fn stats(&self) -> PortStats {
+        self.watch.past.plus(self.port.stats())
+    }
 }
 
 /// One thread's worth of Plait. Built and run on that thread (frames are `!Send`).
@@ -195,6 +207,7 @@ pub struct Worker<E> {
     neighbors: Neighbors,
     routes: Routes,
     kernel_path: Option<KernelPath>,
+    devices: lost::Devices,
     commands: Receiver<Command<E>>,
     waker: Arc<Waker>,
     stop: Arc<AtomicBool>,
@@ -215,7 +228,7 @@ impl<E: Engine> Worker<E> {
 
     /// Counters of every port, by name.
     pub fn port_stats(&self) -> impl Iterator<Item = (&str, PortStats)> {
-        self.ports.iter().map(|slot| (slot.name.as_str(), slot.port.stats()))
+        self.ports.iter().map(|slot| (slot.name.as_str(), slot.stats()))
     }
 
     /// What every port is and has done.
@@ -226,7 +239,7 @@ impl<E: Engine> Worker<E> {
             io: slot.io,
             why: slot.why.clone(),
             capabilities: slot.capabilities,
-            stats: slot.port.stats(),
+            stats: slot.stats(),
         })
     }
 
@@ -259,6 +272,7 @@ impl<E: Engine> Worker<E> {
     /// One turn of the loop. True: there was something to do.
     pub fn turn(&mut self, now: Instant) -> bool {
         self.stats.turns += 1;
+        self.watch_devices(now);
         let mut busy = self.receive(now);
         self.engine.ingest(&mut self.received, now);
         self.give_back();
@@ -397,12 +411,15 @@ impl<E: Engine> Worker<E> {
     fn sleep(&mut self, now: Instant) {
         self.stats.sleeps += 1;
         let deadline = earliest(self.engine.deadline(), self.neighbors.deadline());
+        let deadline = earliest(deadline, self.next_attempt());
         let mut timeout = deadline.map(|at| at.since(now));
-        if self.ports.iter().any(|slot| slot.port.fds().is_empty()) {
+        let blind = |slot: &PortSlot| slot.port.fds().is_empty() && slot.watch.lost.is_none();
+        if self.ports.iter().any(blind) {
             timeout = Some(timeout.map_or(BLIND_WAIT, |t| t.min(BLIND_WAIT)));
         }
-        wait(self.interests(), timeout);
+        let ready = wait(self.interests(), timeout);
         self.waker.clear();
+        self.devices.noticed |= ready.has(MONITOR);
         if let Some(kernel_path) = &mut self.kernel_path {
             kernel_path.discard_input();
         }
@@ -417,7 +434,8 @@ impl<E: Engine> Worker<E> {
             };
             slot.port.fds().iter().map(move |fd| (*fd, interest))
         });
-        std::iter::once(wake).chain(ports)
+        let changes = (self.devices.monitor.fd(), Interest::Readable);
+        [wake, changes].into_iter().chain(ports)
     }
 }
 

@@ -5,8 +5,8 @@ use pcap_tests::netlink;
 use pcap_tests::netns::Namespace;
 use plait_dataplane::port::raw_socket::RawSocket;
 use plait_dataplane::port::{
-    AfPacketPort, AfXdpPort, Attach, KernelPath, Medium, PnetPort, Port, PortError, RxFrame,
-    TapPort, TxBody, TxFrame, Umem, XdpMode, ZeroCopy,
+    AfPacketPort, AfXdpPort, Attach, KernelPath, Medium, Patience, PnetPort, Port, PortError,
+    RxFrame, TapPort, TxBody, TxFrame, Umem, XdpMode, ZeroCopy,
 };
 use plait_dataplane::steer::{SteerRule, Steering};
 use stack::buf::{Chain, Pool};
@@ -543,7 +543,7 @@ fn crosses_whole(medium: Medium, device: &str) {
     assert!(sh(&net.peer, "ip addr flush dev v1"));
     net.peer.run(|| {
         let pool = Pool::new(512, 2048);
-        let mut port = TapPort::open(device, medium, &owned()).unwrap();
+        let mut port = TapPort::open(device, medium, &owned(), Patience::None).unwrap();
         netlink::add_address(device, ip(PEER), 24).unwrap();
         assert_eq!(port.capabilities().medium, medium);
         let (largest, checksums) = transfer(&net, &mut port, &pool, 1 << 20);
@@ -553,7 +553,8 @@ fn crosses_whole(medium: Medium, device: &str) {
         echo(&net, &mut port, &pool, 1400);
         let sent = port.stats().tx_frames - before;
         assert!(sent < 60_000 / 1400, "{sent} frames for 60,000 octets");
-        let taken = TapPort::open(device, medium, &owned()).unwrap_err().to_string();
+        let taken =
+            TapPort::open(device, medium, &owned(), Patience::None).unwrap_err().to_string();
         assert!(taken.contains("in use") || taken.contains("busy"), "{taken}");
         drop(port);
         assert_eq!(pool.free(), 512, "every frame is back");
@@ -578,7 +579,7 @@ fn a_tap_device_that_was_made_before_is_used_and_left_there() {
     assert!(sh(&net.peer, &format!("ip link set tap0 mtu 9000; ip addr add {PEER}/24 dev tap0")));
     net.peer.run(|| {
         let pool = Pool::new(512, 2048);
-        let mut port = TapPort::open("tap0", Medium::Ethernet, &owned()).unwrap();
+        let mut port = TapPort::open("tap0", Medium::Ethernet, &owned(), Patience::None).unwrap();
         assert_eq!(port.capabilities().mtu, 9000);
         transfer(&net, &mut port, &pool, 100_000);
     });

@@ -286,6 +286,69 @@ fn a_device_that_is_taken_away_does_not_take_the_worker_along() {
     }
 }
 
+fn ip_link(namespace: &Namespace, args: &[&str]) {
+    let mut command = Command::new("ip");
+    command.arg("link").args(args);
+    assert!(namespace.output(command).unwrap().status.success(), "ip link {args:?}");
+}
+
+/// Waits until the first port was opened `times` times again.
+fn wait_until_reopened(running: &Running<Nobody>, times: u64) {
+    let end = std::time::Instant::now() + Duration::from_secs(10);
+    while info(running).stats.reopened < times {
+        assert!(std::time::Instant::now() < end, "{:?}", info(running));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_device_that_is_removed_and_made_again_is_driven_again_while_other_ports_go_on() {
+    for io in [Io::AfPacket, Io::AfXdp, Io::Pnet] {
+        let Some(net) = net() else { return };
+        net.ours.join("w0", &net.peer, "w1").unwrap();
+        net.peer.run(|| netlink::add_address("w1", ip("10.8.0.2"), 24)).unwrap();
+        let mut config = config(io, vec![]);
+        let mut other = config.ports[0].clone();
+        (other.name, other.device) = ("wan".into(), "w0".into());
+        other.owned = vec![Prefix { addr: ip("10.8.0.1"), len: 24 }];
+        config.ports.push(other);
+        let running = net.ours.run(|| start("worker", config, |_| Nobody::default())).unwrap();
+        assert!(pings(&net, "10.7.0.1") && pings(&net, "10.8.0.1"), "{io:?}");
+        let before = info(&running).stats;
+        for times in 1..=2 {
+            ip_link(&net.ours, &["del", "v0"]);
+            assert!(pings(&net, "10.8.0.1"), "{io:?}: the other port goes on");
+            assert_eq!(info(&running).stats.lost, times, "{io:?}");
+            net.ours.join("v0", &net.peer, "v1").unwrap();
+            net.peer.run(|| netlink::add_address("v1", ip("10.7.0.2"), 24)).unwrap();
+            net.ours.run(|| netlink::add_address("v0", ip("10.7.0.9"), 24)).unwrap();
+            wait_until_reopened(&running, times);
+            assert!(pings(&net, "10.7.0.1"), "{io:?}: {:?}", info(&running));
+            assert!(pings(&net, "10.8.0.1"), "{io:?}");
+        }
+        let after = info(&running);
+        assert_eq!((after.io, after.stats.lost, after.stats.reopened), (io, 2, 2));
+        assert!(after.stats.rx_frames > before.rx_frames, "counters go on: {after:?}");
+        end(running);
+    }
+}
+
+#[test]
+fn a_tap_device_that_is_deleted_is_made_again() {
+    let Some(net) = net() else { return };
+    for io in [Io::Tap, Io::Tun] {
+        let mut config = WorkerConfig { tun: None, ..config(io, vec![]) };
+        config.ports[0].device = "t0".into();
+        config.ports[0].owned = vec![Prefix { addr: ip("10.9.0.1"), len: 24 }];
+        let running = net.peer.run(|| start("worker", config, |_| Nobody::default())).unwrap();
+        ip_link(&net.peer, &["del", "t0"]);
+        wait_until_reopened(&running, 1);
+        net.peer.run(|| netlink::add_address("t0", ip("10.9.0.2"), 24)).unwrap();
+        assert!(pings(&net, "10.9.0.1"), "{io:?}");
+        end(running);
+    }
+}
+
 /// A flow to the far side that the worker takes and nobody claims: the kernel forwards it as if Plait were not there.
 #[test]
 fn unclaimed_flows_are_forwarded_by_the_kernel() {

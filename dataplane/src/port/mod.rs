@@ -8,6 +8,7 @@ mod af_packet;
 mod af_xdp;
 mod bpf;
 mod ethernet;
+mod gone;
 mod memory;
 mod pcap;
 mod pnet;
@@ -20,10 +21,11 @@ mod vnet;
 pub use af_packet::AfPacketPort;
 pub use af_xdp::{AfXdpPort, Umem, ZeroCopy};
 pub use bpf::{Attach, LoadError, Program, ProgramKind, XdpMode, XskMap};
+pub use gone::GonePort;
 pub use memory::MemoryPort;
 pub use pcap::PcapPort;
 pub use pnet::PnetPort;
-pub use sys::{Device, Interest, Waker, kernel_addresses, wait};
+pub use sys::{Device, Interest, LinkMonitor, Ready, Waker, kernel_addresses, wait};
 pub use tap::TapPort;
 pub use tun::KernelPath;
 
@@ -118,7 +120,7 @@ impl TxFrame {
     }
 }
 
-/// What a port counted since it was opened.
+/// What a port counted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct PortStats {
     /// Frames handed up.
@@ -137,6 +139,59 @@ pub struct PortStats {
     pub tx_full: u64,
     /// Frames sent without copying their payload in user space.
     pub tx_uncopied: u64,
+    /// Times the device went away.
+    pub lost: u64,
+    /// Times it was opened again.
+    pub reopened: u64,
+}
+
+impl PortStats {
+    /// The sum of both.
+    pub fn plus(self, other: PortStats) -> PortStats {
+        let PortStats {
+            rx_frames,
+            rx_octets,
+            rx_dropped,
+            tx_frames,
+            tx_octets,
+            tx_dropped,
+            tx_full,
+            tx_uncopied,
+            lost,
+            reopened,
+        } = other;
+        PortStats {
+            rx_frames: self.rx_frames + rx_frames,
+            rx_octets: self.rx_octets + rx_octets,
+            rx_dropped: self.rx_dropped + rx_dropped,
+            tx_frames: self.tx_frames + tx_frames,
+            tx_octets: self.tx_octets + tx_octets,
+            tx_dropped: self.tx_dropped + tx_dropped,
+            tx_full: self.tx_full + tx_full,
+            tx_uncopied: self.tx_uncopied + tx_uncopied,
+            lost: self.lost + lost,
+            reopened: self.reopened + reopened,
+        }
+    }
+}
+
+/// How long opening a port waits for a queue or device that a program which has just ended may still hold.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Patience {
+    /// Some seconds: at the start.
+    Seconds,
+    /// Not at all: while other ports are served.
+    None,
+}
+
+impl Patience {
+    /// Attempts, 50 ms apart, that may fail before the last one.
+    fn retries(self) -> u32 {
+        match self {
+            Patience::Seconds => 40,
+            Patience::None => 0,
+        }
+    }
 }
 
 /// A device, or something that behaves like one. Never blocks.

@@ -1,6 +1,6 @@
 //! The system calls that `std` does not have: sockets' options, device queries, memory maps, eventfd, ppoll, TUN.
 
-use super::Medium;
+use super::{Medium, Patience};
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, IoSlice};
@@ -345,6 +345,43 @@ impl Waker {
     }
 }
 
+/// Tells when a network device of this namespace appears, goes, or changes.
+#[derive(Debug)]
+pub struct LinkMonitor(File);
+
+impl LinkMonitor {
+    /// From now on.
+    ///
+    /// # Errors
+    /// If the kernel has no rtnetlink.
+    pub fn new() -> io::Result<LinkMonitor> {
+        let fd = socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE as u16)?;
+        // SAFETY: all zeros is a valid sockaddr_nl.
+        let mut address: libc::sockaddr_nl = unsafe { zeroed() };
+        address.nl_family = libc::AF_NETLINK as u16;
+        address.nl_groups = libc::RTMGRP_LINK as u32;
+        bind(&fd, &address)?;
+        Ok(LinkMonitor(fd.into()))
+    }
+
+    /// Whether something has changed since this was asked last.
+    pub fn changed(&self) -> bool {
+        let (mut any, mut message) = (false, [0; 8192]);
+        loop {
+            match io::Read::read(&mut &self.0, &mut message) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return any,
+                // ENOBUFS: more than was kept for us.
+                _ => any = true,
+            }
+        }
+    }
+
+    /// The descriptor to wait for.
+    pub fn fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
 /// What to wait for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Interest {
@@ -354,8 +391,19 @@ pub enum Interest {
     ReadableOrWritable,
 }
 
+/// Which of the descriptors given to [`wait`] are ready, or have an error to tell.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ready(u128);
+
+impl Ready {
+    /// Whether the one at this place of the list is.
+    pub fn has(self, place: usize) -> bool {
+        place < 128 && self.0 >> place & 1 == 1
+    }
+}
+
 /// Sleeps until one of the descriptors is ready or `timeout` (`None`: for ever) has passed.
-pub fn wait(fds: impl IntoIterator<Item = (RawFd, Interest)>, timeout: Option<Duration>) {
+pub fn wait(fds: impl IntoIterator<Item = (RawFd, Interest)>, timeout: Option<Duration>) -> Ready {
     let mut polled: arrayvec::ArrayVec<libc::pollfd, 128> = fds
         .into_iter()
         .take(128)
@@ -377,11 +425,13 @@ pub fn wait(fds: impl IntoIterator<Item = (RawFd, Interest)>, timeout: Option<Du
     unsafe {
         libc::ppoll(polled.as_mut_ptr(), polled.len() as _, limit, std::ptr::null());
     }
+    let ready = polled.iter().enumerate().filter(|(_, polled)| polled.revents != 0);
+    Ready(ready.fold(0, |mask, (place, _)| mask | 1 << place))
 }
 
 /// Creates a TAP (Ethernet) or TUN (IP) device with virtio-net headers or attaches to one that exists, lets the kernel
 /// send super-segments and unfinished checksums to it, and brings it up. One made here vanishes when the file closes.
-pub(crate) fn open_tun(name: &str, medium: Medium) -> io::Result<File> {
+pub(crate) fn open_tun(name: &str, medium: Medium, patience: Patience) -> io::Result<File> {
     let tun = File::options().read(true).write(true).open("/dev/net/tun")?;
     // SAFETY: no pointers.
     check(unsafe { libc::fcntl(tun.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) })?;
@@ -393,7 +443,7 @@ pub(crate) fn open_tun(name: &str, medium: Medium) -> io::Result<File> {
     let mut request = named_request(name)?;
     request.ifr_ifru.ifru_flags = (kind | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
     // That of a process that has just ended may be on its way out.
-    while_busy(20, || ifreq_ioctl(&tun, libc::TUNSETIFF as _, &mut request))?;
+    while_busy(patience, || ifreq_ioctl(&tun, libc::TUNSETIFF as _, &mut request))?;
     let offloads = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
     // SAFETY: the argument is a number.
     check(unsafe {
@@ -409,13 +459,12 @@ pub(crate) fn open_tun(name: &str, medium: Medium) -> io::Result<File> {
     Ok(tun.into())
 }
 
-/// Tries again, every 50 ms and `times` times at most, what fails with EBUSY: the kernel lets go of what a descriptor held
-/// some time after it was closed.
+/// Tries again what fails with EBUSY: the kernel lets go of what a descriptor held some time after it was closed.
 pub(crate) fn while_busy<T>(
-    times: u32,
+    patience: Patience,
     mut attempt: impl FnMut() -> io::Result<T>,
 ) -> io::Result<T> {
-    for _ in 0..times {
+    for _ in 0..patience.retries() {
         match attempt() {
             Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
                 std::thread::sleep(Duration::from_millis(50));
@@ -443,8 +492,9 @@ mod tests {
         let waker = Waker::new().unwrap();
         waker.wake();
         waker.wake();
-        wait([(waker.fd(), Interest::Readable)], None);
+        assert!(wait([(waker.fd(), Interest::Readable)], None).has(0));
         waker.clear();
-        wait([(waker.fd(), Interest::Readable)], Some(Duration::from_millis(1)));
+        let ready = wait([(waker.fd(), Interest::Readable)], Some(Duration::from_millis(1)));
+        assert!(!ready.has(0) && !ready.has(128));
     }
 }

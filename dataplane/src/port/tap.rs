@@ -5,7 +5,7 @@
 
 use super::sys::open_tun;
 use super::vnet::{Scatter, is_full, write};
-use super::{Capabilities, Device, Medium, Port, PortError, PortStats, RxFrame, TxFrame};
+use super::{Capabilities, Device, Medium, Patience, Port, PortError, PortStats, RxFrame, TxFrame};
 use crate::steer::Steering;
 use stack::buf::Pool;
 use std::fs::File;
@@ -31,10 +31,15 @@ impl TapPort {
     ///
     /// # Errors
     /// If `/dev/net/tun` is missing, there is no CAP_NET_ADMIN, or a device of that name is of another kind or in use.
-    pub fn open(device: &str, medium: Medium, steering: &Steering) -> Result<TapPort, PortError> {
+    pub fn open(
+        device: &str,
+        medium: Medium,
+        steering: &Steering,
+        patience: Patience,
+    ) -> Result<TapPort, PortError> {
         let name = device.to_owned();
         let step = "making or attaching to the TAP or TUN device";
-        let file = open_tun(device, medium).map_err(|error| PortError::System {
+        let file = open_tun(device, medium, patience).map_err(|error| PortError::System {
             device: name.clone(),
             step,
             error,

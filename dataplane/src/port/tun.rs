@@ -4,9 +4,9 @@
 //! not reach through this device, so the device's `rp_filter` must be 0 or 2 (and that of `all` not 1).
 #![forbid(unsafe_code)]
 
-use super::Medium;
 use super::ethernet::{Offload, VNET_LEN};
 use super::sys::open_tun;
+use super::{Medium, Patience};
 use arrayvec::ArrayVec;
 use stack::wire::{RxChecksum, RxPacket, checksum};
 use std::fs::File;
@@ -25,7 +25,7 @@ impl KernelPath {
     /// # Errors
     /// If `/dev/net/tun` is missing, or there is no CAP_NET_ADMIN in this namespace.
     pub fn open(name: &str) -> io::Result<KernelPath> {
-        let tun = open_tun(name, Medium::Ip)?;
+        let tun = open_tun(name, Medium::Ip, Patience::Seconds)?;
         // Only this namespace's own view of /proc/sys/net is written; where it is read-only the administrator decides.
         for (key, value) in [("ipv4", "rp_filter"), ("ipv6", "accept_ra")] {
             let _ = std::fs::write(format!("/proc/sys/net/{key}/conf/{name}/{value}"), "0");

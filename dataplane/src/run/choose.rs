@@ -3,8 +3,8 @@
 
 use super::{Io, PortConfig, SetupError, WorkerConfig};
 use crate::port::{
-    AfPacketPort, AfXdpPort, Attach, Device, Medium, PnetPort, Port, PortError, TapPort, Umem,
-    XdpMode, ZeroCopy,
+    AfPacketPort, AfXdpPort, Attach, Device, Medium, Patience, PnetPort, Port, PortError, TapPort,
+    Umem, XdpMode, ZeroCopy,
 };
 use crate::steer::Steering;
 use stack::buf::Pool;
@@ -38,16 +38,19 @@ pub(super) fn choose(
     config: &PortConfig,
     steering: &Steering,
     umem: Option<&Rc<Umem>>,
+    patience: Patience,
 ) -> Result<Opened, SetupError> {
     match config.io {
-        None => best(config, steering, umem),
-        Some(io) => open(config, io, Attach::Any, steering, umem).map_err(|error| match error {
-            error @ PortError::Device { .. } => error.into(),
-            error => {
-                let help = help(io, &error);
-                SetupError::Refused { port: config.name.clone(), io, error, help }
-            }
-        }),
+        None => best(config, steering, umem, patience),
+        Some(io) => {
+            open(config, io, Attach::Any, steering, umem, patience).map_err(|error| match error {
+                error @ PortError::Device { .. } => error.into(),
+                error => {
+                    let help = help(io, &error);
+                    SetupError::Refused { port: config.name.clone(), io, error, help }
+                }
+            })
+        }
     }
 }
 
@@ -57,6 +60,7 @@ fn best(
     config: &PortConfig,
     steering: &Steering,
     umem: Option<&Rc<Umem>>,
+    patience: Patience,
 ) -> Result<Opened, SetupError> {
     let device = Device::query(&config.device)
         .map_err(|error| PortError::Device { device: config.device.clone(), error })?;
@@ -65,7 +69,7 @@ fn best(
     } else if umem.is_none() {
         ("limits.frame-size does not suit AF_XDP, which needs 2048 or 4096".to_owned(), None)
     } else {
-        match open(config, Io::AfXdp, Attach::NativeOnly, steering, umem) {
+        match open(config, Io::AfXdp, Attach::NativeOnly, steering, umem, patience) {
             Ok(opened) => return Ok(opened),
             Err(PortError::NoNativeXdp { .. }) => {
                 (format!("the driver {} has no XDP of its own", device.driver), None)
@@ -81,7 +85,7 @@ fn best(
             }
         }
     };
-    let mut opened = open(config, Io::AfPacket, Attach::Any, steering, umem)?;
+    let mut opened = open(config, Io::AfPacket, Attach::Any, steering, umem, patience)?;
     opened.why = why;
     opened.warnings.extend(warning);
     if !config.queues.is_empty() {
@@ -96,6 +100,7 @@ fn open(
     attach: Attach,
     steering: &Steering,
     umem: Option<&Rc<Umem>>,
+    patience: Patience,
 ) -> Result<Opened, PortError> {
     let device = config.device.as_str();
     let (port, why, warnings): (Box<dyn Port>, String, Vec<String>) = match io {
@@ -115,7 +120,7 @@ fn open(
         }
         Io::Tap | Io::Tun => {
             let medium = if io == Io::Tap { Medium::Ethernet } else { Medium::Ip };
-            let port = TapPort::open(device, medium, steering)?;
+            let port = TapPort::open(device, medium, steering, patience)?;
             (Box::new(port), "as configured".to_owned(), Vec::new())
         }
         Io::Pnet => {

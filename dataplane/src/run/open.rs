@@ -2,13 +2,17 @@
 #![forbid(unsafe_code)]
 
 use super::choose::{Opened, choose, umem};
+use super::lost::{Devices, Watch, index};
 use super::{Command, Engine, Io, PortConfig, PortSlot, Worker, WorkerConfig, WorkerStats};
 use crate::neighbor::{Identity, Neighbors};
-use crate::port::{Device, KernelPath, PortError, Umem, Waker, kernel_addresses};
+use crate::port::{
+    Device, KernelPath, LinkMonitor, Patience, PortError, PortStats, Umem, Waker, kernel_addresses,
+};
 use crate::route::{Route, Routes};
 use crate::steer::{SteerRule, Steering};
 use crossbeam::channel::Receiver;
 use stack::buf::Pool;
+use stack::time::Instant;
 use stack::wire::Prefix;
 use std::io;
 use std::net::IpAddr;
@@ -64,6 +68,10 @@ impl<E: Engine> Worker<E> {
         build: impl FnOnce(&Pool) -> E,
     ) -> Result<Worker<E>, SetupError> {
         let pool = Pool::new(config.frames, config.frame_size);
+        let monitor = LinkMonitor::new().map_err(|error| SetupError::System {
+            step: "listening to changes of devices",
+            error,
+        })?;
         let kernel = kernel_addresses().map_err(|error| SetupError::System {
             step: "listing the kernel's addresses",
             error,
@@ -75,9 +83,15 @@ impl<E: Engine> Worker<E> {
         for (number, port) in config.ports.iter().enumerate() {
             let mut owned = port.owned.clone();
             owned.extend(link_local(&config, number, &kernel)?);
-            let slot = open_port(port, &owned, &kernel, umem.as_ref(), &mut warnings)?;
-            identities.push(Identity { mac: slot.mac, owned });
+            let identity = owned.clone();
+            let wanted = (port.clone(), owned);
+            let (slot, new) = open_port(wanted, &kernel, umem.as_ref(), Patience::Seconds)?;
+            warnings.extend(new);
+            identities.push(Identity { mac: slot.mac, owned: identity });
             ports.push(slot);
+        }
+        if let Some(umem) = &umem {
+            umem.set_patience(Patience::None); // from now on there is work to do meanwhile
         }
         let kernel_path = config.tun.as_deref().and_then(|name| match KernelPath::open(name) {
             Ok(path) => {
@@ -98,6 +112,7 @@ impl<E: Engine> Worker<E> {
             neighbors,
             routes: routes(&config, &kernel),
             kernel_path,
+            devices: Devices { monitor, noticed: false, look_at: Instant::ZERO, umem, kernel },
             commands: reins.commands,
             waker: reins.waker,
             stop: reins.stop,
@@ -150,28 +165,34 @@ fn steering(port: &PortConfig, owned: &[Prefix], kernel: &[(String, IpAddr, u8)]
     steering
 }
 
-fn open_port(
-    config: &PortConfig,
-    owned: &[Prefix],
+/// Opens a port that owns these addresses; with it come warnings.
+pub(super) fn open_port(
+    (config, owned): (PortConfig, Vec<Prefix>),
     kernel: &[(String, IpAddr, u8)],
     umem: Option<&Rc<Umem>>,
-    warnings: &mut Vec<String>,
-) -> Result<PortSlot, SetupError> {
-    let steering = steering(config, owned, kernel);
-    let Opened { port, io, why, warnings: new } = choose(config, &steering, umem)?;
-    warnings.extend(new);
-    let capabilities = port.capabilities();
-    Ok(PortSlot {
+    patience: Patience,
+) -> Result<(PortSlot, Vec<String>), SetupError> {
+    let steering = steering(&config, &owned, kernel);
+    let Opened { port, io, why, warnings } = choose(&config, &steering, umem, patience)?;
+    let slot = PortSlot {
         name: config.name.clone(),
         device: config.device.clone(),
         io,
         why,
         mac: port.mac(),
+        capabilities: port.capabilities(),
         port,
-        capabilities,
         intercepts: steering.rules.iter().any(|r| matches!(r, SteerRule::TcpTo { .. })),
         pending: Vec::new(),
-    })
+        watch: Watch {
+            index: index(&config.device),
+            config,
+            owned,
+            past: PortStats::default(),
+            lost: None,
+        },
+    };
+    Ok((slot, warnings))
 }
 
 /// Static routes, networks of owned and of the kernel's addresses, default gateways.

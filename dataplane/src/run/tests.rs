@@ -54,6 +54,21 @@ fn worker(intercepts: bool) -> (Worker<Script>, MemoryPort) {
         mac: OURS,
         intercepts,
         pending: Vec::new(),
+        watch: lost::Watch {
+            config: PortConfig {
+                name: "lan".into(),
+                device: "memory".into(),
+                io: None,
+                queues: Vec::new(),
+                owned: vec![network],
+                gateways: Vec::new(),
+                steering: Steering::default(),
+            },
+            owned: vec![network],
+            index: None,
+            past: PortStats::default(),
+            lost: None,
+        },
     };
     let route = crate::route::Route { to: network, port: 0, via: None };
     let worker = Worker {
@@ -63,6 +78,13 @@ fn worker(intercepts: bool) -> (Worker<Script>, MemoryPort) {
         neighbors: Neighbors::new(vec![Identity { mac: OURS, owned: vec![network] }]),
         routes: Routes::new(vec![(network.addr, 0)], vec![route]),
         kernel_path: None,
+        devices: lost::Devices {
+            monitor: crate::port::LinkMonitor::new().unwrap(),
+            noticed: false,
+            look_at: Instant::ZERO,
+            umem: None,
+            kernel: Vec::new(),
+        },
         commands: unbounded().1,
         waker: Arc::new(Waker::new().unwrap()),
         stop: Arc::default(),

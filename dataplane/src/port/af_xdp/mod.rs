@@ -10,8 +10,8 @@ use self::socket::{Anchor, Held, Queue, StepError};
 use super::af_packet::raw_socket;
 use super::ethernet::finished_header;
 use super::{
-    Attach, BURST, Capabilities, Device, Medium, Port, PortError, PortStats, Program, RxFrame,
-    TxBody, TxFrame, XdpMode, XskMap,
+    Attach, BURST, Capabilities, Device, Medium, Patience, Port, PortError, PortStats, Program,
+    RxFrame, TxBody, TxFrame, XdpMode, XskMap,
 };
 use crate::steer::{Flavour, Steering, compile};
 use arrayvec::ArrayVec;
@@ -42,6 +42,7 @@ pub struct Umem {
     /// pool is registered again.
     anchors: RefCell<Vec<Weak<Anchor>>>,
     sg: Cell<bool>,
+    patience: Cell<Patience>,
 }
 
 impl Umem {
@@ -56,7 +57,18 @@ impl Umem {
                 why: format!("frames must be 2048 or 4096 octets, not {}", pool.chunk_size()),
             });
         }
-        Ok(Rc::new(Umem { pool, zero_copy, anchors: RefCell::default(), sg: Cell::new(false) }))
+        Ok(Rc::new(Umem {
+            pool,
+            zero_copy,
+            anchors: RefCell::default(),
+            sg: Cell::new(false),
+            patience: Cell::new(Patience::Seconds),
+        }))
+    }
+
+    /// From now on, opening a port waits so long for a queue in use.
+    pub fn set_patience(&self, patience: Patience) {
+        self.patience.set(patience);
     }
 }
 

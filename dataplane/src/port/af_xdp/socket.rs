@@ -221,7 +221,7 @@ fn bind_queue(
             sxdp_shared_umem_fd: first.map_or(0, |a| a.fd.as_raw_fd() as u32),
         };
         // A queue stays busy for a moment after its last socket was closed.
-        result = while_busy(40, || bind(fd, &address));
+        result = while_busy(umem.patience.get(), || bind(fd, &address));
         if result.is_ok() {
             if first.is_none() {
                 umem.sg.set(flags & libc::XDP_USE_SG != 0);
