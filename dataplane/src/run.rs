@@ -64,6 +64,31 @@ impl Io {
     }
 }
 
+/// What a worker does when there is nothing to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IoMode {
+    /// It looks at its ports again, for ever: the least delay, and all of a core.
+    BusyPoll,
+    /// It sleeps at once, until the kernel wakes it: the least CPU.
+    Interrupt,
+    /// It looks again for a while, then it sleeps: within a burst nobody has to be woken, and an idle one costs nothing.
+    Adaptive {
+        /// For how long.
+        spin: Duration,
+    },
+}
+
+impl IoMode {
+    /// How long to look in vain before sleeping; `None`: for ever.
+    fn spin(self) -> Option<Duration> {
+        match self {
+            IoMode::BusyPoll => None,
+            IoMode::Interrupt => Some(Duration::ZERO),
+            IoMode::Adaptive { spin } => Some(spin),
+        }
+    }
+}
+
 /// One port of a worker.
 #[derive(Clone, Debug)]
 pub struct PortConfig {
@@ -103,8 +128,8 @@ pub struct WorkerConfig {
     pub routes: Vec<StaticRoute>,
     /// Name of the TUN device that gives unclaimed packets back to the kernel; `None`: they are dropped.
     pub tun: Option<String>,
-    /// How long to look at the ports again and again before sleeping.
-    pub spin: Duration,
+    /// What to do when there is nothing to do.
+    pub io_mode: IoMode,
     /// The core to run on.
     pub core: Option<usize>,
     /// Frames in the pool.
@@ -211,7 +236,7 @@ pub struct Worker<E> {
     commands: Receiver<Command<E>>,
     waker: Arc<Waker>,
     stop: Arc<AtomicBool>,
-    spin: Duration,
+    io_mode: IoMode,
     warnings: Vec<String>,
     stats: WorkerStats,
     // Lists that keep their room from turn to turn.
@@ -262,7 +287,7 @@ impl<E: Engine> Worker<E> {
             let now = clock();
             if self.turn(now) {
                 busy_at = now;
-            } else if now.since(busy_at) >= self.spin {
+            } else if self.io_mode.spin().is_some_and(|spin| now.since(busy_at) >= spin) {
                 self.sleep(clock());
                 busy_at = clock();
             }

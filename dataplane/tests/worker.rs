@@ -3,7 +3,11 @@
 
 use pcap_tests::netlink;
 use pcap_tests::netns::Namespace;
-use plait_dataplane::run::{Engine, Io, PortConfig, PortInfo, Running, WorkerConfig, start};
+use plait_dataplane::appliance::Appliance;
+use plait_dataplane::config::Config;
+use plait_dataplane::run::{
+    Engine, Io, IoMode, PortConfig, PortInfo, Running, WorkerConfig, start,
+};
 use plait_dataplane::steer::{SteerRule, Steering};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use stack::time::{Duration, Instant};
@@ -13,7 +17,7 @@ use stack::wire::{
 };
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::process::Command;
+use std::process::Command as Program;
 
 fn ip(s: &str) -> IpAddr {
     s.parse().unwrap()
@@ -27,6 +31,8 @@ struct Nobody {
     sending: Vec<TxPacket>,
     due: Option<Instant>,
     expired: u32,
+    /// Sends a packet in every turn, to where there is no route.
+    busy: bool,
 }
 
 impl Engine for Nobody {
@@ -42,6 +48,13 @@ impl Engine for Nobody {
     }
     fn transmit(&mut self, tx: &mut Vec<TxPacket>, _budget: usize, _now: Instant) {
         tx.append(&mut self.sending);
+        if self.busy {
+            let (local, remote) = (ip("172.16.5.5"), ip("203.0.113.1"));
+            tx.push(syn(FlowTuple {
+                local: Endpoint::new(local, 4000),
+                remote: Endpoint::new(remote, 99),
+            }));
+        }
     }
     fn on_unreachable(&mut self, _packet: &TxPacket, _why: Unreachable, _now: Instant) {}
     fn deadline(&self) -> Option<Instant> {
@@ -99,7 +112,7 @@ fn config(io: Io, rules: Vec<SteerRule>) -> WorkerConfig {
         }],
         routes: vec![],
         tun: Some("plait0".into()),
-        spin: Duration::from_micros(20),
+        io_mode: IoMode::Adaptive { spin: Duration::from_micros(20) },
         core: None,
         frames: 4096,
         frame_size: 2048,
@@ -174,7 +187,7 @@ fn the_kernel_at_the_other_end_of_a_tap_or_tun_device_gets_answers() {
         let mut config = WorkerConfig { tun: None, ..config(io, vec![]) };
         config.ports[0].device = "t0".into();
         for addr in ["10.7.0.2/24", "fd00::2/64"] {
-            let mut command = Command::new("ip");
+            let mut command = Program::new("ip");
             command.args(["addr", "del", addr, "dev", "v1"]);
             let _ = net.peer.output(command);
         }
@@ -203,7 +216,7 @@ fn what_suits_a_device_best_drives_it_and_says_why() {
     assert!(pings(&net, "10.7.0.1"));
     end(veth);
 
-    let mut command = Command::new("ip");
+    let mut command = Program::new("ip");
     command.args(["link", "add", "i0", "up", "type", "ifb"]);
     assert!(net.ours.output(command).unwrap().status.success());
     let ifb = open("i0", None).unwrap();
@@ -250,6 +263,94 @@ fn an_idle_worker_sleeps_until_its_deadline_or_a_command() {
     end(running);
 }
 
+/// Nanoseconds that a thread of this process has been on a core.
+fn cpu_time(thread: &str) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{thread}/schedstat")).unwrap();
+    stat.split(' ').next().unwrap().parse().unwrap()
+}
+
+/// CPU time of the worker over two seconds without traffic.
+fn idle_cpu_time(running: &Running<Nobody>) -> Duration {
+    std::thread::sleep(Duration::from_millis(500)); // what IPv6 announces of itself
+    let before = running.link.ask(|_| cpu_time("thread-self")).unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    Duration::from_nanos(running.link.ask(|_| cpu_time("thread-self")).unwrap() - before)
+}
+
+#[test]
+fn an_idle_worker_costs_nothing_unless_it_polls() {
+    let Some(net) = net() else { return };
+    let adaptive = IoMode::Adaptive { spin: Duration::from_micros(50) };
+    for io in [Io::AfPacket, Io::AfXdp] {
+        for io_mode in [adaptive, IoMode::Interrupt, IoMode::BusyPoll] {
+            let config = WorkerConfig { io_mode, ..config(io, vec![]) };
+            let running = net.ours.run(|| start("worker", config, |_| Nobody::default())).unwrap();
+            assert!(pings(&net, "10.7.0.1"), "{io:?} {io_mode:?}");
+            let used = idle_cpu_time(&running);
+            println!("{io:?} {io_mode:?}: {used:?} of 2 s");
+            let sleeps = running.link.ask(|w| w.stats().sleeps).unwrap();
+            if io_mode == IoMode::BusyPoll {
+                assert_eq!(sleeps, 0, "{io:?}");
+                assert!(used > Duration::from_millis(200), "{io:?}: it shares its core: {used:?}");
+            } else {
+                assert!(sleeps > 0, "{io:?} {io_mode:?}");
+                assert!(used < Duration::from_millis(20), "{io:?} {io_mode:?}: {used:?}");
+            }
+            end(running);
+        }
+    }
+}
+
+#[test]
+fn a_worker_with_something_to_do_in_every_turn_never_sleeps() {
+    let Some(net) = net() else { return };
+    for io_mode in [IoMode::Interrupt, IoMode::Adaptive { spin: Duration::from_micros(50) }] {
+        let config = WorkerConfig { io_mode, ..config(Io::AfPacket, vec![]) };
+        let running = net.ours.run(|| start("worker", config, |_| Nobody::default())).unwrap();
+        running.link.ask(|w| w.engine.busy = true).unwrap();
+        let before = running.link.ask(|w| (w.stats().sleeps, w.stats().turns)).unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+        let after = running.link.ask(|w| (w.stats().sleeps, w.stats().turns)).unwrap();
+        assert_eq!(after.0, before.0, "{io_mode:?}");
+        assert!(after.1 > before.1 + 100, "{io_mode:?}: {} turns", after.1 - before.1);
+        end(running);
+    }
+}
+
+/// All of it: the worker with its shard, on two devices.
+#[test]
+fn an_idle_appliance_uses_less_than_a_hundredth_of_a_core() {
+    let Some(net) = net() else { return };
+    net.ours.join("w0", &net.peer, "w1").unwrap();
+    let directory = std::env::temp_dir().join(format!("plait-idle-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let text = format!(
+        "[node]\nname = \"idle-node\"\ncontrol = \"{}/s\"\n\
+         [[port]]\nname = \"lan\"\ndevice = \"v0\"\naddresses = [\"10.7.0.1/24\"]\n\
+         [[port]]\nname = \"wan\"\ndevice = \"w0\"\naddresses = [\"10.8.0.1/24\"]\n\
+         [[path]]\naddress = \"10.8.0.1\"\nflags = [\"subflow\"]\n\
+         [[rule]]\nname = \"all\"\nport = \"lan\"\naction = \"direct\"\n",
+        directory.display()
+    );
+    let config = Config::parse("plait.toml", &text).unwrap();
+    let appliance = net.ours.run(|| Appliance::start(config)).unwrap();
+    assert!(pings(&net, "10.7.0.1"));
+    std::thread::sleep(Duration::from_millis(500));
+    let named = |task: &std::path::Path| {
+        std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name == "idle-node\n")
+    };
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
+    let task = tasks.into_iter().find(|task| named(task)).expect("the worker's thread");
+    let thread = task.strip_prefix("/proc").unwrap().to_str().unwrap();
+    let before = cpu_time(thread);
+    std::thread::sleep(Duration::from_secs(2));
+    let used = Duration::from_nanos(cpu_time(thread) - before);
+    println!("appliance: {used:?} of 2 s");
+    assert!(used < Duration::from_millis(20), "{used:?} of 2 s");
+    appliance.stop().unwrap();
+    std::fs::remove_dir_all(directory).unwrap();
+}
+
 #[test]
 fn a_link_that_goes_down_and_comes_back_goes_on() {
     let Some(net) = net() else { return };
@@ -274,7 +375,7 @@ fn a_device_that_is_taken_away_does_not_take_the_worker_along() {
         let Some(net) = net() else { return };
         let running = begin(&net, io, vec![]);
         assert!(pings(&net, "10.7.0.1"), "{io:?}");
-        let mut command = Command::new("ip");
+        let mut command = Program::new("ip");
         command.args(["link", "del", "v0"]);
         assert!(net.ours.output(command).unwrap().status.success());
         std::thread::sleep(Duration::from_millis(100));
@@ -287,7 +388,7 @@ fn a_device_that_is_taken_away_does_not_take_the_worker_along() {
 }
 
 fn ip_link(namespace: &Namespace, args: &[&str]) {
-    let mut command = Command::new("ip");
+    let mut command = Program::new("ip");
     command.arg("link").args(args);
     assert!(namespace.output(command).unwrap().status.success(), "ip link {args:?}");
 }

@@ -91,12 +91,28 @@ pub struct Node {
     /// Core that the worker is bound to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub core: Option<Spanned<i64>>,
-    /// How long the worker looks at its ports again before it sleeps.
+    /// What the worker does when there is nothing to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub io_mode: Option<NodeIoMode>,
+    /// How long an adaptive worker looks at its ports again before it sleeps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spin: Option<Text>,
     /// TUN device that gives unclaimed packets back to the kernel; empty: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tun: Option<Text>,
+}
+
+/// `node.io-mode`
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NodeIoMode {
+    /// Never sleeps.
+    BusyPoll,
+    /// Sleeps at once.
+    Interrupt,
+    /// Looks again for `spin`, then sleeps.
+    #[default]
+    Adaptive,
 }
 
 /// `node.log`

@@ -2,7 +2,7 @@
 
 use super::schema::File;
 use super::*;
-use crate::run::Io;
+use crate::run::{Io, IoMode};
 use crate::steer::SteerRule;
 use stack::mcp::{Action, Service, SourceMode};
 
@@ -193,6 +193,21 @@ fn a_port_without_io_is_driven_by_what_suits_it() {
     let io: Vec<_> = parse(UMCP).worker.ports.iter().map(|port| port.io).collect();
     assert_eq!(io, [Some(Io::AfPacket), None, Some(Io::AfXdp)]);
     assert_eq!(parse(&UMCP.replace("\"af-packet\"", "\"auto\"")).worker.ports[0].io, None);
+}
+
+#[test]
+fn a_worker_sleeps_as_its_mode_says() {
+    let mode = |lines: &str| {
+        parse(&UMCP.replace("[node]\n", &format!("[node]\n{lines}\n"))).worker.io_mode
+    };
+    let spin = |micros| IoMode::Adaptive { spin: std::time::Duration::from_micros(micros) };
+    assert_eq!([mode(""), mode("io-mode = \"adaptive\"")], [spin(50); 2]);
+    assert_eq!(mode("spin = \"7us\""), spin(7));
+    assert_eq!(mode("io-mode = \"interrupt\""), IoMode::Interrupt);
+    assert_eq!(mode("io-mode = \"busy-poll\""), IoMode::BusyPoll);
+    let both = UMCP.replace("[node]\n", "[node]\nio-mode = \"interrupt\"\nspin = \"7us\"\n");
+    let errors = Config::parse("plait.toml", &both).unwrap_err().to_string();
+    assert!(errors.contains("node.spin: `spin` is given for"), "{errors}");
 }
 
 #[test]

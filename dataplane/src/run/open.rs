@@ -116,7 +116,7 @@ impl<E: Engine> Worker<E> {
             commands: reins.commands,
             waker: reins.waker,
             stop: reins.stop,
-            spin: config.spin,
+            io_mode: config.io_mode,
             warnings,
             stats: WorkerStats::default(),
             frames: Vec::new(),

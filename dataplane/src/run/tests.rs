@@ -88,7 +88,7 @@ fn worker(intercepts: bool) -> (Worker<Script>, MemoryPort) {
         commands: unbounded().1,
         waker: Arc::new(Waker::new().unwrap()),
         stop: Arc::default(),
-        spin: Duration::ZERO,
+        io_mode: IoMode::Interrupt,
         warnings: Vec::new(),
         stats: WorkerStats::default(),
         frames: Vec::new(),

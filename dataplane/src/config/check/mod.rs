@@ -34,7 +34,7 @@ pub(super) fn check(name: &str, text: &str, file: File) -> Result<Config, Config
         ports,
         routes,
         tun: node.tun,
-        spin: node.spin,
+        io_mode: node.io_mode,
         core: node.core,
         frames,
         frame_size,

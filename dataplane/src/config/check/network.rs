@@ -2,9 +2,9 @@
 #![forbid(unsafe_code)]
 
 use super::{Check, connected, owner};
-use crate::config::schema::{self, LogLevel, PortIo};
+use crate::config::schema::{self, LogLevel, NodeIoMode, PortIo};
 use crate::config::value::{self, Fault};
-use crate::run::{Io, PortConfig, StaticRoute};
+use crate::run::{Io, IoMode, PortConfig, StaticRoute};
 use crate::steer::Steering;
 use stack::wire::Prefix;
 use std::net::IpAddr;
@@ -25,7 +25,7 @@ pub(super) struct Node {
     pub control: PathBuf,
     pub log: LogLevel,
     pub core: Option<usize>,
-    pub spin: Duration,
+    pub io_mode: IoMode,
     pub tun: Option<String>,
 }
 
@@ -54,14 +54,32 @@ impl Check {
             self.error(span, "node.control", fault);
         }
         let core = node.core.as_ref().map(|c| self.number("node.core", Some(c), 0..=1023, 0));
-        let spin = Duration::ZERO..=Duration::from_secs(1);
         Node {
             name: name.to_owned(),
             control,
             log: node.log.unwrap_or_default(),
             core,
-            spin: self.duration("node.spin", node.spin.as_ref(), spin, DEFAULT_SPIN),
+            io_mode: self.io_mode(node),
             tun: self.tun(node.tun.as_ref()),
+        }
+    }
+
+    fn io_mode(&mut self, node: &schema::Node) -> IoMode {
+        let range = Duration::ZERO..=Duration::from_secs(1);
+        let spin = self.duration("node.spin", node.spin.as_ref(), range, DEFAULT_SPIN);
+        let mode = node.io_mode.unwrap_or_default();
+        if let (Some(text), true) = (&node.spin, mode != NodeIoMode::Adaptive) {
+            let fault = Fault::new(
+                "`spin` is given for a worker that is not adaptive",
+                "spin only with io-mode = \"adaptive\"",
+                "remove one of the two lines",
+            );
+            self.error(text.span(), "node.spin", fault);
+        }
+        match mode {
+            NodeIoMode::BusyPoll => IoMode::BusyPoll,
+            NodeIoMode::Interrupt => IoMode::Interrupt,
+            NodeIoMode::Adaptive => IoMode::Adaptive { spin },
         }
     }
 
