@@ -121,7 +121,7 @@ pub(super) struct Registry {
     pub time_wait: TimeWaitSlab,
     icmp_limit: IcmpLimit,
     secret: SipHasher13,
-    /// Where the last search for a port began.
+    /// Where the last search for a port ended.
     next_port: u32,
 }
 
@@ -254,7 +254,7 @@ impl Cx<'_> {
 
     /// A local port such that `local`:port to `remote` is free. RFC 6056 3.3.3: an offset that only we can compute,
     /// then the next free ones, so that ports are neither predictable nor soon reused. Shards share the range by
-    /// `port % shards`.
+    /// `port % shards`. `None`: too many in a row are taken; the next search goes on behind them.
     pub fn ephemeral_port(&mut self, local: IpAddr, remote: Endpoint) -> Option<u16> {
         let config = &self.registry.config;
         let (low, high) =
@@ -267,10 +267,10 @@ impl Cx<'_> {
         let probe = FlowTuple { local: Endpoint::new(local, 0), remote };
         let offset = self.registry.keyed(&probe, PURPOSE_PORT) as u32 % count;
         let step = self.rng.below(PORT_STRIDE);
-        self.registry.next_port = self.registry.next_port.wrapping_add(1 + step);
-        let first = self.registry.next_port;
-        (0..count).find_map(|i| {
-            let at = offset.wrapping_add(first).wrapping_add(i) % count;
+        self.registry.next_port = self.registry.next_port.wrapping_add(step);
+        (0..count.min(MAX_PORT_PROBES)).find_map(|_| {
+            self.registry.next_port = self.registry.next_port.wrapping_add(1);
+            let at = offset.wrapping_add(self.registry.next_port) % count;
             let port = (low + at * shards + index) as u16;
             let flow = FlowTuple { local: Endpoint::new(local, port), remote };
             (port != 0 && self.is_free(flow)).then_some(port)
@@ -294,3 +294,7 @@ const PURPOSE_PORT: u8 = 2;
 
 /// Ports skipped at most between two draws (RFC 6056 3.3.5).
 const PORT_STRIDE: u32 = 8;
+
+/// Ports tried for one flow: some 50 microseconds, whereas all 64,000 of a destination that has no free port left would
+/// hold every other flow up for milliseconds.
+const MAX_PORT_PROBES: u32 = 1 << 10;

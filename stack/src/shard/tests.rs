@@ -381,6 +381,20 @@ fn keys_lead_to_the_shard_that_drew_them_and_ports_are_its_own() {
 }
 
 #[test]
+fn a_search_for_a_port_is_short_and_the_next_goes_on_behind_it() {
+    let ports = 10_000..=17_999;
+    let mut b = Bench::new(|config, _| config.ephemeral = ports.clone());
+    b.open(4000, at(0));
+    b.shard.for_each(at(0), |_, _, cx| {
+        let (local, remote) = (flow(1, 1).local.addr, flow(4000, 80).remote);
+        let of = |port| FlowTuple { local: Endpoint::new(local, port), remote };
+        assert!(ports.clone().filter(|port| *port != 15_000).all(|port| cx.add_flow(of(port))));
+        let mut found = (0..16).filter_map(|_| cx.ephemeral_port(local, remote));
+        assert_eq!(found.next(), Some(15_000));
+    });
+}
+
+#[test]
 fn a_reopened_flow_starts_after_its_predecessor() {
     let mut b = Bench::new(|_, _| {});
     b.open(4000, at(0));
