@@ -20,7 +20,6 @@ use crate::wire::{
 };
 use alloc::boxed::Box;
 use alloc::string::String;
-use smallvec::SmallVec;
 
 /// Two legs of one connection. The near leg answers the client, the far leg asks the server; the client's SYN is held
 /// until the far leg is up, so that refused stays refused and silent stays silent.
@@ -30,19 +29,15 @@ pub struct Bridge {
     opened: Instant,
     origin: Origin,
     mode: Mode,
-    client: Endpoint,
-    server: Endpoint,
     near: Leg,
     far: Leg,
     /// A far leg that did not convert, on its way out.
-    leaving: Option<Leg>,
+    leaving: Option<Box<Leg>>,
     state: State,
     up: Direction,
     down: Direction,
-    /// Every flow of every leg, as the flow table knows them.
-    flows: SmallVec<[(FlowTuple, Which); 3]>,
     /// Index of the dMCP.
-    remote: Option<usize>,
+    remote: Option<u32>,
     buffer: u32,
     /// Number of the client's SYN.
     syn: SeqNum,
@@ -89,7 +84,7 @@ pub(super) struct Expected {
 #[derive(Debug, Default)]
 struct Direction {
     /// Goes before anything that is received.
-    ahead: Chain,
+    ahead: Option<Box<Chain>>,
     /// Octets relayed.
     octets: u64,
     /// The sender's end was passed on.
@@ -108,12 +103,10 @@ enum Which {
 pub(super) struct Parts {
     pub origin: Origin,
     pub mode: Mode,
-    pub client: Endpoint,
-    pub server: Endpoint,
     pub near: Leg,
     pub far: Leg,
     pub plan: Plan,
-    pub remote: Option<usize>,
+    pub remote: Option<u32>,
     pub buffer: u32,
     /// SEG.SEQ of the client's SYN.
     pub syn: SeqNum,
@@ -121,29 +114,26 @@ pub(super) struct Parts {
 
 impl Bridge {
     pub(super) fn new(parts: Parts, cx: &mut Cx<'_>) -> Bridge {
-        let Parts { origin, mode, client, server, near, far, plan, remote, buffer, syn } = parts;
+        let Parts { origin, mode, near, far, plan, remote, buffer, syn } = parts;
         let (near_flow, far_flow) = (near.first_flow(), far.first_flow());
-        let mut bridge = Bridge {
+        let bridge = Bridge {
             id: cx.session(),
             opened: cx.now,
             origin,
             mode,
-            client,
-            server,
             near,
             far,
             leaving: None,
             state: State::Held(Box::new(plan)),
             up: Direction::default(),
             down: Direction::default(),
-            flows: SmallVec::new(),
             remote,
             buffer,
             syn,
             unreachable: None,
         };
-        bridge.add_flow(near_flow, Which::Near, cx);
-        bridge.add_flow(far_flow, Which::Far, cx);
+        cx.add_flow(near_flow);
+        cx.add_flow(far_flow);
         for token in [bridge.near.token(), bridge.far.token()].into_iter().flatten() {
             cx.add_token(token);
         }
@@ -162,7 +152,7 @@ impl Bridge {
         if which == Which::Far
             && let Some(remote) = self.remote
         {
-            config.avoided.on_heard(remote, cx.now);
+            config.avoided.on_heard(remote as usize, cx.now);
         }
         if let Some(leg) = self.leg(which) {
             // Both ends may dial each other at once: then the SYN arrives on a flow that we have already.
@@ -189,7 +179,7 @@ impl Bridge {
             if connection.token() == token {
                 // A refusal is answered by the connection itself.
                 if connection.join(flow, syn, cx.rng, cx.now).is_ok() {
-                    self.add_flow(flow, which, cx);
+                    cx.add_flow(flow);
                 }
                 break;
             }
@@ -211,7 +201,7 @@ impl Bridge {
                     self.go_plainly(WhyAvoided::Silent, config, cx);
                     return;
                 }
-                config.avoided.on_heard(remote, cx.now);
+                config.avoided.on_heard(remote as usize, cx.now);
             }
         }
         if let Some(leg) = which.and_then(|which| self.leg(which)) {
@@ -231,7 +221,7 @@ impl Bridge {
     }
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        let leaving = self.leaving.as_ref().and_then(Leg::deadline);
+        let leaving = self.leaving.as_deref().and_then(Leg::deadline);
         let legs = earliest(self.near.deadline(), self.far.deadline());
         let patience = match &self.state {
             State::Held(plan) => plan.expected.as_ref().map(|expected| expected.patience),
@@ -287,12 +277,9 @@ impl Bridge {
                 cx.time_wait(leg.flow, rest);
             }
         }
-        for (flow, _) in core::mem::take(&mut self.flows) {
-            cx.remove_flow(flow);
-        }
-        let tokens = [Some(&self.near), Some(&self.far), self.leaving.as_ref()];
-        for token in tokens.into_iter().flatten().filter_map(Leg::token) {
-            cx.remove_token(token);
+        let legs = [Some(&mut self.near), Some(&mut self.far), self.leaving.as_deref_mut()];
+        for leg in legs.into_iter().flatten() {
+            forget(leg, cx);
         }
     }
 
@@ -310,8 +297,8 @@ impl Bridge {
     pub fn info(&self, config: &Mcp, now: Instant) -> ConnectionInfo {
         ConnectionInfo {
             id: self.id.number(),
-            client: self.client,
-            server: self.server,
+            client: self.client(),
+            server: self.server(),
             mode: self.mode,
             state: self.connection_state(),
             bytes_up: self.up.octets,
@@ -323,10 +310,22 @@ impl Bridge {
         }
     }
 
+    fn client(&self) -> Endpoint {
+        self.near.first_flow().remote
+    }
+
+    /// Where the client wants to go: what the far leg goes to, unless that is a dMCP.
+    fn server(&self) -> Endpoint {
+        match self.mode {
+            Mode::Convert => self.near.first_flow().local,
+            _ => self.far.first_flow().remote,
+        }
+    }
+
     fn rule_name(&self, config: &Mcp) -> String {
         match self.origin {
             Origin::Rule(i) => {
-                config.config.rules.get(i).map(|r| r.name.clone()).unwrap_or_default()
+                config.config.rules.get(i as usize).map(|r| r.name.clone()).unwrap_or_default()
             }
             Origin::Service(i) => alloc::format!("service {i}"),
         }
@@ -371,12 +370,14 @@ impl Bridge {
             while let Some(event) = self.leg(which).and_then(Leg::poll_event) {
                 any = true;
                 match event {
-                    Event::FlowOpened(flow) => self.add_flow(flow, which, cx),
+                    Event::FlowOpened(flow) => {
+                        cx.add_flow(flow);
+                    }
                     Event::FlowClosed(flow, rest) => {
                         if let Some(rest) = rest {
                             cx.time_wait(flow, *rest);
                         }
-                        self.remove_flow(flow, cx);
+                        cx.remove_flow(flow);
                     }
                     Event::Established { synack_text, acked_text, mptcp }
                         if which == Which::Far =>
@@ -410,8 +411,8 @@ impl Bridge {
         }
         let Plan { echo, early, .. } = core::mem::take(&mut **plan);
         self.near.answer(echo, cx.now);
-        self.up.ahead = early;
-        self.down.ahead = rest;
+        self.up.ahead = (!early.is_empty()).then(|| Box::new(early));
+        self.down.ahead = (!rest.is_empty()).then(|| Box::new(rest));
         self.state = State::Answered;
     }
 
@@ -422,7 +423,7 @@ impl Bridge {
         if cx.now < expected.patience {
             return;
         }
-        if config.avoided.heard_since(remote, self.opened) {
+        if config.avoided.heard_since(remote as usize, self.opened) {
             expected.patience = cx.now + super::open::PATIENCE; // it lives: the server's silence is the client's
         } else {
             cx.counters.ConvertSilent += 1;
@@ -436,38 +437,27 @@ impl Bridge {
         let State::Held(plan) = &mut self.state else { return };
         let source = plan.expected.take().map_or(Source::Ours, |expected| expected.source);
         if let Some(remote) = self.remote.take() {
-            config.avoided.avoid(remote, why, cx.now);
+            config.avoided.avoid(remote as usize, why, cx.now);
         }
-        let Some(far) = connect_plainly(config, source, self.client, self.server, cx) else {
+        let Some(far) = connect_plainly(config, source, self.client(), self.server(), cx) else {
             cx.counters.NoPorts += 1;
             return self.abort(CloseReason::Aborted);
         };
         let flow = far.first_flow();
         let mut old = core::mem::replace(&mut self.far, far);
         old.abort(CloseReason::Aborted);
-        for (_, which) in self.flows.iter_mut().filter(|(_, which)| *which == Which::Far) {
-            *which = Which::Leaving;
-        }
-        self.leaving = Some(old);
-        self.add_flow(flow, Which::Far, cx);
+        self.leaving = Some(Box::new(old));
+        cx.add_flow(flow);
         self.mode = Mode::Plain;
     }
 
     /// The leg that did not convert has said its last word.
     fn forget_leaving(&mut self, config: &mut Mcp, cx: &mut Cx<'_>) {
         let Some(mut leg) = self.leaving.take() else { return };
-        if let Leg::Mptcp(connection) = &mut leg {
+        if let Leg::Mptcp(connection) = &mut *leg {
             config.counters.add(&connection.drain_counters());
         }
-        if let Some(token) = leg.token() {
-            cx.remove_token(token);
-        }
-        self.flows.retain(|(flow, which)| {
-            if *which == Which::Leaving {
-                cx.remove_flow(*flow);
-            }
-            *which != Which::Leaving
-        });
+        forget(&mut leg, cx);
     }
 
     /// Carries octets and ends both ways. True if anything moved.
@@ -534,26 +524,41 @@ impl Bridge {
     }
 
     fn which(&self, flow: FlowTuple) -> Option<Which> {
-        self.flows.iter().find(|(f, _)| *f == flow).map(|(_, which)| *which)
+        let leaving = || self.leaving.as_ref().is_some_and(|leg| leg.has_flow(flow));
+        if self.near.has_flow(flow) {
+            Some(Which::Near)
+        } else if self.far.has_flow(flow) {
+            Some(Which::Far)
+        } else {
+            leaving().then_some(Which::Leaving)
+        }
     }
 
     fn leg(&mut self, which: Which) -> Option<&mut Leg> {
         match which {
             Which::Near => Some(&mut self.near),
             Which::Far => Some(&mut self.far),
-            Which::Leaving => self.leaving.as_mut(),
+            Which::Leaving => self.leaving.as_deref_mut(),
         }
     }
+}
 
-    fn add_flow(&mut self, flow: FlowTuple, which: Which, cx: &mut Cx<'_>) {
-        if self.which(flow).is_none() && cx.add_flow(flow) {
-            self.flows.push((flow, which));
-        }
-    }
+/// One for each connection, busy or idle.
+const _: () = assert!(size_of::<Bridge>() <= 160);
 
-    fn remove_flow(&mut self, flow: FlowTuple, cx: &mut Cx<'_>) {
+/// Gives back the flows and the token of a leg.
+fn forget(leg: &mut Leg, cx: &mut Cx<'_>) {
+    for flow in leg.flows() {
         cx.remove_flow(flow);
-        self.flows.retain(|(f, _)| *f != flow);
+    }
+    // Of flows that closed with the last word said, nobody else will hear.
+    while let Some(event) = leg.poll_event() {
+        if let Event::FlowClosed(flow, _) = event {
+            cx.remove_flow(flow);
+        }
+    }
+    if let Some(token) = leg.token() {
+        cx.remove_token(token);
     }
 }
 
@@ -576,8 +581,7 @@ impl Direction {
         if !to.is_up() || self.finished {
             return carried;
         }
-        let ahead = core::mem::take(&mut self.ahead);
-        let mut next = if ahead.is_empty() { None } else { Some(ahead) };
+        let mut next = self.ahead.take().map(|ahead| *ahead);
         loop {
             if next.is_none() && to.room() > 0 {
                 next = from.recv();

@@ -70,9 +70,9 @@ pub enum ConnectionState {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Origin {
     /// Index into `McpConfig::rules`.
-    Rule(usize),
+    Rule(u32),
     /// Index into `McpConfig::services`.
-    Service(usize),
+    Service(u32),
 }
 
 /// One leg.

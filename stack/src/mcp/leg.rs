@@ -205,6 +205,23 @@ impl Leg {
         }
     }
 
+    /// Whether `flow` is one of its flows.
+    pub fn has_flow(&self, flow: FlowTuple) -> bool {
+        match self {
+            Leg::Tcp(leg) => leg.flow == flow,
+            Leg::Mptcp(connection) => connection.has_flow(flow),
+        }
+    }
+
+    /// Its flows.
+    pub fn flows(&self) -> impl Iterator<Item = FlowTuple> {
+        let (tcp, mptcp) = match self {
+            Leg::Tcp(leg) => (Some(leg.flow), None),
+            Leg::Mptcp(connection) => (None, Some(connection.flows())),
+        };
+        tcp.into_iter().chain(mptcp.into_iter().flatten())
+    }
+
     /// The flow of its first handshake.
     pub fn first_flow(&self) -> FlowTuple {
         match self {

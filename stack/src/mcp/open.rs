@@ -93,13 +93,13 @@ fn open(config: &Mcp, flow: FlowTuple, syn: &Segment, cx: &mut Cx<'_>) -> Result
     let asked = Asked { flow, syn, transport };
     match explain(&plain, flow) {
         Explanation::Service(i, Service::Explicit { source, .. }) => {
-            open_explicit(config, Origin::Service(i), asked, *source, cx)
+            open_explicit(config, Origin::Service(i as u32), asked, *source, cx)
         }
         Explanation::Service(i, Service::Relay { server, connect, .. }) => {
-            open_relay(config, Origin::Service(i), asked, *server, *connect, cx)
+            open_relay(config, Origin::Service(i as u32), asked, *server, *connect, cx)
         }
         Explanation::Rule(i, rule) if !cx.owns(flow.local.addr) => {
-            let origin = Origin::Rule(i);
+            let origin = Origin::Rule(i as u32);
             match (rule.action, transport) {
                 (Action::Reject, _) => Err(No::Refuse(Refusal::Prohibited)),
                 (Action::Convert { remote, source }, Transport::Tcp) => {
@@ -155,8 +155,6 @@ impl Asked<'_> {
         Parts {
             origin,
             mode,
-            client: self.flow.remote,
-            server: self.flow.local,
             near,
             far,
             plan: Plan::default(),
@@ -196,7 +194,7 @@ fn open_convert(
     let mut parts = asked.parts(config, origin, Mode::Convert, near, far);
     let source = Source::new(source, client);
     parts.plan.expected = Some(Expected { elements, source, patience: cx.now + PATIENCE });
-    parts.remote = Some(remote);
+    parts.remote = Some(remote as u32);
     Ok(parts)
 }
 
@@ -234,7 +232,6 @@ fn open_explicit(
     let far = connect_plainly(config, source, asked.flow.remote, server, cx)
         .ok_or(No::Refuse(Refusal::NoPorts))?;
     let mut parts = asked.parts(config, origin, Mode::Deconvert, near, far);
-    parts.server = server;
     parts.plan = Plan { echo, early, ..Plan::default() };
     Ok(parts)
 }
@@ -250,9 +247,7 @@ fn open_relay(
 ) -> Result<Parts, No> {
     let near = asked.near(config, 0, cx)?;
     let far = connect_far(config, connect, Source::Ours, asked.flow.remote, server, cx)?;
-    let mut parts = asked.parts(config, origin, Mode::Relay, near, far);
-    parts.server = server;
-    Ok(parts)
+    Ok(asked.parts(config, origin, Mode::Relay, near, far))
 }
 
 /// TCP in, MPTCP straight to the server out.

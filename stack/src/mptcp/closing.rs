@@ -162,8 +162,7 @@ impl Connection {
         self.phase = Phase::Closed(why);
         self.state = self.state.after(DataEvent::SubflowsGone);
         self.snd.clear();
-        (self.stall_at, self.probe_at, self.fin_at) = (None, None, None);
-        (self.lonely_until, self.data_ack_at) = (None, None);
+        (self.fin_at, self.lonely_until, self.data_ack_at) = (None, None, None);
         self.tell(Event::Closed(why));
     }
 

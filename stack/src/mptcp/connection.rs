@@ -118,10 +118,7 @@ pub struct Connection {
     pub(super) data_ack_at: Option<Instant>,
     pub(super) phase: Phase,
     pub(super) paths: PathManager,
-    pub(super) stall_at: Option<Instant>,
     pub(super) stall_count: u8,
-    pub(super) opportunistic: Option<Dsn>,
-    pub(super) probe_at: Option<Instant>,
     pub(super) fin_at: Option<Instant>,
     pub(super) fin_tries: u8,
     pub(super) lonely_until: Option<Instant>,
@@ -170,10 +167,7 @@ impl Connection {
             data_ack_at: None,
             phase: Phase::Opening,
             paths: PathManager::new(),
-            stall_at: None,
             stall_count: 0,
-            opportunistic: None,
-            probe_at: None,
             fin_at: None,
             fin_tries: 0,
             lonely_until: None,
@@ -221,8 +215,8 @@ impl Connection {
             return None;
         }
         let own = [
-            self.stall_at,
-            self.probe_at,
+            self.snd.watch().and_then(|watch| watch.stall_at),
+            self.snd.watch().and_then(|watch| watch.probe_at),
             self.fin_at,
             self.data_ack_at,
             self.lonely_until,
@@ -295,6 +289,16 @@ impl Connection {
         self.first
     }
 
+    /// The flows of its subflows.
+    pub fn flows(&self) -> impl Iterator<Item = FlowTuple> {
+        self.subflows.iter().map(|sf| sf.flow)
+    }
+
+    /// Whether one of its subflows is `flow`.
+    pub fn has_flow(&self, flow: FlowTuple) -> bool {
+        self.index_of(flow).is_some()
+    }
+
     /// Whether this is MPTCP, not plain TCP.
     pub fn is_mptcp(&self) -> bool {
         matches!(self.mode, Mode::Mptcp)
@@ -355,7 +359,7 @@ impl Connection {
         assert!(!closed || self.subflows.is_empty(), "closed means no subflows");
         assert!(self.subflows.len() <= usize::from(self.cfg.max_subflows));
         for sf in self.subflows.iter().filter(|_| self.is_mptcp()) {
-            for run in &sf.sent {
+            for run in sf.sent() {
                 assert!(run.dsn.before(run.end) && run.end.at_or_before(self.snd.nxt()));
                 assert!(run.seq_end.at_or_before(sf.tx_next));
             }

@@ -98,7 +98,7 @@ impl Connection {
         let rx = rx.unwrap_or((sf.rx_base + 1, peer.idsn() + 1));
         let announce = !matches!(cause, FallbackCause::DataWithoutDss | FallbackCause::ThirdPacket);
         let tx = (sf.tx_next, tx_nxt);
-        let held = core::mem::take(&mut sf.unmapped);
+        let held = sf.unmapped.take().map(|unmapped| unmapped.into_pieces());
         let unverified = sf.unverified.take();
         self.mode = Mode::Plain(Box::new(Infinite { rx, tx, announce }));
         if announce {
@@ -110,7 +110,7 @@ impl Connection {
         {
             self.take_plain(order.nxt() - text.len(), text);
         }
-        for (seq, text) in held {
+        for (seq, text) in held.into_iter().flatten() {
             self.take_plain(seq, text);
         }
     }

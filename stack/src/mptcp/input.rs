@@ -218,8 +218,9 @@ impl Connection {
         if una.before(ack) {
             self.data_acked = true;
             self.stall_count = 0;
-            self.stall_at = None;
-            self.probe_at = None;
+            if let Some(watch) = self.snd.watch_mut() {
+                (watch.stall_at, watch.probe_at) = (None, None);
+            }
             let upto = ack.min(nxt);
             self.bytes_acked += u64::from(self.snd.on_data_ack(upto));
             for sf in &mut self.subflows {
@@ -286,7 +287,7 @@ impl Connection {
     /// Where mappings still matter on a subflow: from the first text on that nobody mapped.
     fn mapped_floor(&self, i: usize) -> SeqNum {
         let Some(sf) = self.subflows.get(i) else { return SeqNum(0) };
-        let held = sf.unmapped.iter().map(|(seq, _)| *seq).reduce(SeqNum::min);
+        let held = sf.unmapped.as_ref().and_then(|unmapped| unmapped.first());
         // The segment at hand has been taken by TCP already, but its text is yet to be mapped.
         let before = sf.mapped_upto;
         held.map_or(before, |seq| seq.min(before))
@@ -324,14 +325,14 @@ impl Connection {
         }
         let mapped = sf.mappings.map(seq, text);
         for (seq, text) in mapped.unmapped {
-            sf.unmapped_len += text.len();
-            sf.unmapped.push((seq, text));
+            sf.unmapped.get_or_insert_default().push(seq, text);
         }
         let nxt = sf.tcb().map_or(sf.mapped_upto, |tcb| tcb.rcv_nxt());
         sf.mapped_upto = nxt;
-        let floor = sf.unmapped.iter().map(|(seq, _)| *seq).fold(nxt, SeqNum::min);
-        sf.mappings.forget_before(floor);
-        let too_much = sf.unmapped_len > self.cfg.receive_buffer || sf.unmapped.len() > 4096;
+        let held = sf.unmapped.as_ref().and_then(|unmapped| unmapped.first());
+        sf.mappings.forget_before(held.map_or(nxt, |seq| seq.min(nxt)));
+        let limit = self.cfg.receive_buffer;
+        let too_much = sf.unmapped.as_ref().is_some_and(|unmapped| unmapped.exceeds(limit));
         for (dsn, text) in mapped.pieces {
             self.deliver(dsn, text);
         }
@@ -346,11 +347,8 @@ impl Connection {
         if sf.unverified.is_some() {
             return self.verify(i);
         }
-        if sf.unmapped.is_empty() {
-            return;
-        }
-        sf.unmapped_len = 0;
-        for (seq, text) in core::mem::take(&mut sf.unmapped) {
+        let Some(unmapped) = sf.unmapped.take() else { return };
+        for (seq, text) in unmapped.into_pieces() {
             self.map_text(i, seq, text);
         }
     }

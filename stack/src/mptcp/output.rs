@@ -71,10 +71,10 @@ impl Connection {
             i += usize::from(self.subflows.len() == left);
         }
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
-        if due(self.stall_at) {
+        if due(self.snd.watch().and_then(|watch| watch.stall_at)) {
             self.on_stall(now);
         }
-        if due(self.probe_at) {
+        if due(self.snd.watch().and_then(|watch| watch.probe_at)) {
             self.probe_window();
         }
         if due(self.fin_at) {
@@ -109,17 +109,17 @@ impl Connection {
         self.manage_paths(rng, now);
         self.check_stale();
         self.assign(now);
-        if self.snd.una() == self.snd.nxt() && self.snd.waiting() > 0 {
-            self.probe_at = self.probe_at.or(Some(now + PROBE)); // no window, or no subflow to learn of it
-        } else {
-            self.probe_at = None;
+        let idle = self.snd.una() == self.snd.nxt();
+        if let Some(watch) = self.snd.watch_mut() {
+            // No window, or no subflow to learn of it.
+            watch.probe_at = idle.then(|| watch.probe_at.unwrap_or(now + PROBE));
         }
         self.progress_close(now);
         let outstanding = self.snd.una().before(self.snd.nxt());
-        if matches!(self.mode, Mode::Mptcp) && outstanding {
-            self.stall_at = self.stall_at.or(Some(now + self.patience()));
-        } else {
-            self.stall_at = None;
+        let watched = matches!(self.mode, Mode::Mptcp) && outstanding;
+        let patience = self.patience();
+        if let Some(watch) = self.snd.watch_mut() {
+            watch.stall_at = watched.then(|| watch.stall_at.unwrap_or(now + patience));
         }
     }
 
@@ -163,7 +163,7 @@ impl Connection {
             return;
         }
         let Some(sf) = self.subflows.get(i) else { return };
-        for run in &sf.sent {
+        for run in sf.sent() {
             self.snd.map_again(run.dsn, run.end);
         }
         self.dirty = true;
@@ -171,20 +171,25 @@ impl Connection {
 
     /// No DATA_ACK has moved for too long (RFC 8684 3.3.5): whoever carries the head is passed over.
     fn on_stall(&mut self, now: Instant) {
-        self.stall_at = None;
+        if let Some(watch) = self.snd.watch_mut() {
+            watch.stall_at = None;
+        }
         let (una, nxt) = (self.snd.una(), self.snd.nxt());
         if !una.before(nxt) || !matches!(self.mode, Mode::Mptcp) {
             return;
         }
         self.stall_count = self.stall_count.saturating_add(1);
-        self.stall_at = Some(now + self.patience());
+        let patience = self.patience();
+        if let Some(watch) = self.snd.watch_mut() {
+            watch.stall_at = Some(now + patience);
+        }
         if self.snd_edge.at_or_before(una) {
             return; // the peer's window is closed: nothing is lost
         }
         for i in 0..self.subflows.len() {
             let Some(sf) = self.subflows.get(i) else { return };
             let carries = |run: &&SentRun| run.dsn.at_or_before(una) && una.before(run.end);
-            let Some(run) = sf.sent.iter().find(carries).copied() else { continue };
+            let Some(run) = sf.sent().find(carries).copied() else { continue };
             let acked = sf.tcb().is_some_and(|tcb| run.seq_end.at_or_before(tcb.snd_una()));
             let others = self.subflows.iter().enumerate().any(|(j, sf)| j != i && sf.is_usable());
             if acked {
@@ -197,7 +202,9 @@ impl Connection {
     }
 
     fn probe_window(&mut self) {
-        self.probe_at = None;
+        if let Some(watch) = self.snd.watch_mut() {
+            watch.probe_at = None;
+        }
         let silent = matches!(self.mode, Mode::Mptcp) && self.snd.una() == self.snd.nxt();
         let usable = self.subflows.iter().position(|sf| sf.is_usable());
         let Some(i) = usable.filter(|_| silent) else { return };
@@ -280,20 +287,23 @@ impl Connection {
         if una == nxt {
             return;
         }
-        if self.opportunistic.is_some_and(|upto| una.before(upto)) {
+        let repeated = self.snd.watch().and_then(|watch| watch.repeated);
+        if repeated.is_some_and(|upto| una.before(upto)) {
             return;
         }
         let views = self.views(now);
         let Some(fast) = schedule(&views, 1) else { return };
         let head = |sf: &super::subflow::Subflow| {
-            sf.sent.iter().find(|r| r.dsn.at_or_before(una) && una.before(r.end)).map(|r| r.end)
+            sf.sent().find(|r| r.dsn.at_or_before(una) && una.before(r.end)).map(|r| r.end)
         };
         let carried_by_fast = self.subflows.get(fast.index).is_some_and(|sf| head(sf).is_some());
         if carried_by_fast || fast.room < fast.mss {
             return;
         }
         if let Some(end) = self.subflows.iter().find_map(head) {
-            self.opportunistic = Some(end);
+            if let Some(watch) = self.snd.watch_mut() {
+                watch.repeated = Some(end);
+            }
             self.snd.map_again(una, end);
         }
     }
@@ -309,7 +319,7 @@ impl Connection {
         sf.tx_next += len;
         sf.bytes_sent += u64::from(len);
         self.bytes_sent += u64::from(len);
-        sf.sent.push_back(SentRun { dsn, end: dsn + u64::from(len), seq_end: sf.tx_next });
+        sf.note_sent(SentRun { dsn, end: dsn + u64::from(len), seq_end: sf.tx_next });
         if let Some(tcb) = sf.tcb_mut() {
             tcb.push(run, mapping.label());
         }

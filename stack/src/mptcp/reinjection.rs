@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::buf::Chain;
+use crate::time::Instant;
 use crate::wire::Dsn;
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
@@ -26,12 +27,34 @@ struct Held {
     waiting: VecDeque<Chain>,
     waiting_len: u32,
     again: Vec<(Dsn, Dsn)>,
+    watch: Watch,
+}
+
+/// What to do if the octets at hand do not move: nothing of it matters once all are acknowledged.
+#[derive(Debug, Default)]
+pub struct Watch {
+    /// When no DATA_ACK has moved for too long.
+    pub stall_at: Option<Instant>,
+    /// When a closed data window is probed.
+    pub probe_at: Option<Instant>,
+    /// The head was repeated on another subflow up to here.
+    pub repeated: Option<Dsn>,
 }
 
 impl SendQueue {
     /// Empty, the first octet being `first`.
     pub fn new(first: Dsn) -> SendQueue {
         SendQueue { una: first, nxt: first, held: None }
+    }
+
+    /// What to do if the octets do not move, while there are any.
+    pub fn watch(&self) -> Option<&Watch> {
+        self.held.as_ref().map(|held| &held.watch)
+    }
+
+    /// As [`SendQueue::watch`].
+    pub fn watch_mut(&mut self) -> Option<&mut Watch> {
+        self.held.as_mut().map(|held| &mut held.watch)
     }
 
     /// `snd.una` of the data level.

@@ -86,6 +86,37 @@ impl Signals {
     }
 }
 
+/// Text that waits for its mapping.
+#[derive(Debug, Default)]
+pub(super) struct Unmapped {
+    pieces: Vec<(SeqNum, Chain)>,
+    octets: u32,
+}
+
+/// Pieces of it that may wait; more means that options have vanished on the way.
+const MAX_UNMAPPED: usize = 4_096;
+
+impl Unmapped {
+    pub(super) fn push(&mut self, seq: SeqNum, text: Chain) {
+        self.octets += text.len();
+        self.pieces.push((seq, text));
+    }
+
+    /// Where the first of it stands.
+    pub(super) fn first(&self) -> Option<SeqNum> {
+        self.pieces.iter().map(|(seq, _)| *seq).reduce(SeqNum::min)
+    }
+
+    /// Whether it is more than a window of `octets` explains.
+    pub(super) fn exceeds(&self, octets: u32) -> bool {
+        self.octets > octets || self.pieces.len() > MAX_UNMAPPED
+    }
+
+    pub(super) fn into_pieces(self) -> Vec<(SeqNum, Chain)> {
+        self.pieces
+    }
+}
+
 /// A run of octets that was mapped to a subflow.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SentRun {
@@ -111,14 +142,15 @@ pub(super) struct Subflow {
     /// Sequence number of the next octet pushed.
     pub tx_next: SeqNum,
     pub mappings: PeerMappings,
-    /// Text that no mapping covers yet.
-    pub unmapped: Vec<(SeqNum, Chain)>,
-    pub unmapped_len: u32,
+    /// Text that no mapping covers yet, while there is any.
+    pub unmapped: Option<Box<Unmapped>>,
     /// `rcv.nxt` when text was last mapped: text below has been through the mappings.
     pub mapped_upto: SeqNum,
     /// With checksums: text that waits for its mapping to be whole.
     pub unverified: Option<Box<Reassembly<SeqNum>>>,
-    pub sent: VecDeque<SentRun>,
+    /// What was mapped here and is not acknowledged at the data level, while there is any.
+    #[allow(clippy::box_collection, reason = "an idle subflow spends 8 octets on it, not 32")]
+    sent: Option<Box<VecDeque<SentRun>>>,
     /// The peer asked us to send here only if nothing else works.
     pub backup: bool,
     /// Not scheduled until it makes progress.
@@ -159,11 +191,10 @@ impl Subflow {
             tx_base: SeqNum(0),
             tx_next: SeqNum(0),
             mappings: PeerMappings::default(),
-            unmapped: Vec::new(),
-            unmapped_len: 0,
+            unmapped: None,
             mapped_upto: SeqNum(0),
             unverified: None,
-            sent: VecDeque::new(),
+            sent: None,
             backup: false,
             stale: false,
             rescued: false,
@@ -216,13 +247,23 @@ impl Subflow {
         }
     }
 
+    /// Runs that the peer may not have at the data level, in the order in which they were mapped.
+    pub(super) fn sent(&self) -> impl Iterator<Item = &SentRun> {
+        self.sent.iter().flat_map(|sent| sent.iter())
+    }
+
+    pub(super) fn note_sent(&mut self, run: SentRun) {
+        self.sent.get_or_insert_default().push_back(run);
+    }
+
     /// Forgets runs at the front that the peer has at the data level.
     pub(super) fn forget_sent(&mut self, una: Dsn) {
-        while self.sent.front().is_some_and(|run| run.end.at_or_before(una)) {
-            self.sent.pop_front();
+        let Some(sent) = &mut self.sent else { return };
+        while sent.front().is_some_and(|run| run.end.at_or_before(una)) {
+            sent.pop_front();
         }
-        if self.sent.is_empty() {
-            self.sent = VecDeque::new(); // an idle subflow keeps no heap
+        if sent.is_empty() {
+            self.sent = None;
         }
     }
 
