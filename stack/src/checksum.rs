@@ -21,17 +21,20 @@ pub fn sum(bytes: &[u8]) -> u16 {
         }
     }
     let mut total: u64 = lanes.iter().sum();
-    let mut pairs = blocks.remainder().chunks_exact(2);
+    let mut words = blocks.remainder().chunks_exact(4);
+    for word in &mut words {
+        total += u64::from(u32::from_ne_bytes([word[0], word[1], word[2], word[3]]));
+    }
+    let mut pairs = words.remainder().chunks_exact(2);
     for pair in &mut pairs {
         total += u64::from(u16::from_ne_bytes([pair[0], pair[1]]));
     }
     if let [last] = pairs.remainder() {
         total += u64::from(u16::from_ne_bytes([*last, 0]));
     }
-    while total > 0xffff {
-        total = (total & 0xffff) + (total >> 16);
-    }
-    u16::from_be(total as u16)
+    total = (total & 0xffff_ffff) + (total >> 32);
+    total = (total & 0xffff_ffff) + (total >> 32);
+    u16::from_be(fold(total as u32))
 }
 
 /// Ones-complement addition of two folded sums.

@@ -60,7 +60,13 @@ impl Chain {
     /// Appends all of `other`.
     pub fn append(&mut self, mut other: Chain) {
         self.len += other.len;
-        self.parts.append(&mut other.parts);
+        if self.parts.is_empty() {
+            self.parts = other.parts;
+        } else if other.parts.len() == 1 {
+            self.parts.extend(other.parts.pop());
+        } else {
+            self.parts.append(&mut other.parts);
+        }
     }
 
     /// Keeps `0..at`, returns the rest.
@@ -96,6 +102,11 @@ impl Chain {
     pub fn trim_front(&mut self, n: u32) {
         assert!(n <= self.len, "trim past the end");
         self.len -= n;
+        if let Some(first) = self.parts.first_mut()
+            && n < first.len() as u32
+        {
+            return first.trim_front(n as u16);
+        }
         let (mut left, mut whole) = (n, 0);
         while let Some(part) = self.parts.get(whole)
             && part.len() as u32 <= left
@@ -191,6 +202,24 @@ impl Chain {
     }
 }
 
+/// Where to cut `parts` for at most `n` octets: at the end of a part, if the next was received as a nearly full segment of
+/// at most `segment` octets, or if that costs little; else at `n`. What came in as one segment then leaves as one, its frame
+/// is not shared and its sum stays good.
+pub fn cut_before<'a>(parts: impl Iterator<Item = &'a Payload>, n: u32, segment: u32) -> u32 {
+    let mut end = 0;
+    for part in parts {
+        let len = part.len() as u32;
+        if end + len > n {
+            let little_is_lost = n - end <= segment / 8;
+            let is_full = len >= segment - segment / 8;
+            let whole = end > 0 && len <= segment && (little_is_lost || is_full);
+            return if whole { end } else { n };
+        }
+        end += len;
+    }
+    end
+}
+
 impl From<Payload> for Chain {
     fn from(payload: Payload) -> Chain {
         let mut chain = Chain::new();
@@ -204,6 +233,22 @@ mod tests {
     use super::*;
     use alloc::vec::Vec;
     use proptest::prelude::*;
+
+    #[test]
+    fn cuts_keep_received_segments_whole() {
+        let pool = Pool::new(8, 1000);
+        let mut chain = Chain::new();
+        for len in [900, 900, 300, 900] {
+            chain.push(Payload::copy_from(&pool, 0, &[0; 1000][..len]).unwrap());
+        }
+        let cut = |n, segment| cut_before(chain.parts().iter(), n, segment);
+        assert_eq!(cut(1950, 1000), 1950, "a small part may be cut");
+        assert_eq!(cut(2900, 1000), 2100, "a nearly full one is not");
+        assert_eq!(cut(2900, 2000), 2900, "far from full");
+        assert_eq!(cut(2200, 2000), 2100, "little is lost");
+        assert_eq!(cut(2900, 800), 2900, "longer than a segment");
+        assert_eq!((cut(500, 1000), cut(5000, 1000)), (500, 3000));
+    }
 
     proptest! {
         #[test]

@@ -6,6 +6,6 @@ mod chain;
 mod payload;
 mod pool;
 
-pub use chain::Chain;
+pub use chain::{Chain, cut_before};
 pub use payload::Payload;
 pub use pool::{Frame, HeadroomClaim, Pool};

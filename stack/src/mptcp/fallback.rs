@@ -135,7 +135,7 @@ impl Connection {
     /// Hands everything that waits to the only subflow.
     pub(super) fn assign_plain(&mut self) {
         let closing = self.close_wanted;
-        while let Some((_, run)) = self.snd.take_new(u32::from(u16::MAX)) {
+        while let Some((_, run)) = self.snd.take_new(u32::from(u16::MAX), 0) {
             let Some(sf) = self.subflows.first_mut() else { return };
             sf.tx_next += run.len();
             sf.bytes_sent += u64::from(run.len());

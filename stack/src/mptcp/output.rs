@@ -208,7 +208,7 @@ impl Connection {
         let silent = matches!(self.mode, Mode::Mptcp) && self.snd.una() == self.snd.nxt();
         let usable = self.subflows.iter().position(|sf| sf.is_usable());
         let Some(i) = usable.filter(|_| silent) else { return };
-        if let Some((dsn, run)) = self.snd.take_new(1) {
+        if let Some((dsn, run)) = self.snd.take_new(1, 0) {
             self.counters.WinProbe += 1;
             self.push_run(i, dsn, run);
         }
@@ -237,7 +237,11 @@ impl Connection {
             let views = self.views(now);
             let Some(pick) = schedule(&views, backlog) else { return };
             let most = self.longest_run(&pick).min(backlog);
-            let run = if again > 0 { self.snd.take_again(most) } else { self.snd.take_new(most) };
+            let run = if again > 0 {
+                self.snd.take_again(most)
+            } else {
+                self.snd.take_new(most, pick.mss)
+            };
             let Some((dsn, run)) = run else { return };
             if again > 0 {
                 self.counters.MPTCPRetrans += 1;

@@ -1,7 +1,7 @@
 //! Data kept until the peer's DATA_ACK, and the parts of it that must be mapped again (RFC 8684 3.3.5, 3.3.6).
 #![forbid(unsafe_code)]
 
-use crate::buf::Chain;
+use crate::buf::{Chain, cut_before};
 use crate::time::Instant;
 use crate::wire::Dsn;
 use alloc::boxed::Box;
@@ -96,9 +96,11 @@ impl SendQueue {
         }
     }
 
-    /// The next run of at most `most` octets to map for the first time; small chunks are merged.
-    pub fn take_new(&mut self, most: u32) -> Option<(Dsn, Chain)> {
+    /// The next run of at most `most` octets to map for the first time, cut between segments of about `mss` octets where
+    /// possible; small chunks are merged.
+    pub fn take_new(&mut self, most: u32, mss: u32) -> Option<(Dsn, Chain)> {
         let held = self.held.as_mut()?;
+        let most = cut_before(held.waiting.iter().flat_map(Chain::parts), most, mss);
         let mut run = Chain::new();
         while run.len() < most {
             let Some(mut chunk) = held.waiting.pop_front() else { break };
@@ -258,7 +260,7 @@ mod tests {
                         queue.push(Chain::copy_from(&pool, 0, &bytes).unwrap());
                     }
                     1 | 2 => {
-                        let run = if op == 1 { queue.take_new(len) } else { queue.take_again(len) };
+                        let run = if op == 1 { queue.take_new(len, at) } else { queue.take_again(len) };
                         if let Some((dsn, run)) = run {
                             prop_assert!(run.len() <= len && !run.is_empty());
                             for (i, byte) in run.to_vec().into_iter().enumerate() {

@@ -72,6 +72,8 @@ counters! {
     ListenDrops,
     /// SYNs dropped: the frame pool is nearly empty.
     MemoryPressures,
+    /// Segments that were put together with the one before them, on receipt.
+    TCPRcvCoalesce,
     /// Segments dropped for their text: what frames are left is kept for ACKs, which give frames back.
     TCPRcvQDrop,
     /// SYNs refused: no port or token left for the far leg.

@@ -10,7 +10,7 @@ use super::{Entry, Shard};
 use crate::tcp::reset_reply;
 use crate::time::Instant;
 use crate::wire::{
-    FlowTuple, IcmpError, IcmpErrorKind, MpJoin, MptcpOption, Options, Parsed, ResetReason,
+    FlowTuple, IcmpError, IcmpErrorKind, MpJoin, MptcpOption, Options, Parsed, ResetReason, Run,
     RxPacket, Segment, SegmentOptions, TxPacket, Unreachable, parse,
 };
 use alloc::boxed::Box;
@@ -19,10 +19,22 @@ use core::net::IpAddr;
 
 /// A packet, what it seems to be, and whose.
 pub(super) struct Read {
-    packet: RxPacket,
+    item: Item,
     glance: Glance,
     owner: Option<Owner>,
 }
+
+/// How far a packet was read.
+#[expect(clippy::large_enum_variant, reason = "nearly every packet is a segment of a session")]
+enum Item {
+    /// Not at all: it may have to go on as it came.
+    Packet(RxPacket),
+    /// A segment of a session, and what may be added to it.
+    Segment(Segment, Option<Run>),
+}
+
+/// How many flows of a batch are looked at for one that a packet carries on.
+const RUNS: usize = 8;
 
 /// Replies that wait to be sent, at most: beyond that segments of no flow stay unanswered.
 const MAX_REPLIES: usize = 1024;
@@ -33,11 +45,8 @@ impl<S: Session> Shard<S> {
     pub fn ingest(&mut self, rx: &mut Vec<RxPacket>, now: Instant) {
         self.counters.InReceives += rx.len() as u64;
         let mut batch = core::mem::take(&mut self.batch);
-        batch.extend(rx.drain(..).map(Read::new));
-        for read in &mut batch {
-            if let Glance::Tcp(flow, _) = &read.glance {
-                read.owner = self.registry.table.flow(flow);
-            }
+        for packet in rx.drain(..) {
+            self.read(packet, &mut batch);
         }
         for read in batch.drain(..) {
             self.take(read, now);
@@ -45,33 +54,83 @@ impl<S: Session> Shard<S> {
         self.batch = batch;
     }
 
+    /// Adds a packet to the batch, or its text to a segment that it carries on.
+    fn read(&mut self, packet: RxPacket, batch: &mut Vec<Read>) {
+        let runs = batch.iter_mut().rev().take(RUNS).filter_map(|read| match &mut read.item {
+            Item::Segment(segment, Some(run)) => Some((segment, run)),
+            _ => None,
+        });
+        for (segment, run) in runs {
+            if run.continues_with(&packet) {
+                self.counters.InSegs += 1;
+                match run.take(packet) {
+                    Ok((text, push)) => {
+                        self.counters.TCPRcvCoalesce += 1;
+                        segment.text.append(text);
+                        segment.push = push;
+                    }
+                    Err(why) => self.counters.on_malformed(why),
+                }
+                return;
+            }
+        }
+        let glance = packet.octets.parts().first().map_or(Glance::Other, |p| Glance::at(p.bytes()));
+        let owner = match &glance {
+            Glance::Tcp(flow, _) => self.registry.table.flow(flow),
+            _ => None,
+        };
+        let item = match (owner, &glance) {
+            (Some(Owner::Session(_)), Glance::Tcp(..)) => {
+                let run = Run::of(&packet);
+                let Some(segment) = self.parse(packet) else { return };
+                Item::Segment(segment, run)
+            }
+            _ => Item::Packet(packet),
+        };
+        batch.push(Read { item, glance, owner });
+    }
+
     fn take(&mut self, read: Read, now: Instant) {
-        let Read { packet, glance, owner } = read;
-        match glance {
-            Glance::Tcp(flow, request) => self.take_tcp(packet, flow, request, owner, now),
-            Glance::Icmp => self.take_icmp(packet, now),
-            Glance::Fragment(to) if self.owns(to) => self.counters.InFragments += 1,
-            Glance::Fragment(_) | Glance::Other => self.pass(packet),
+        let Read { item, glance, owner } = read;
+        match (item, glance) {
+            (Item::Segment(segment, _), Glance::Tcp(flow, request)) => {
+                // An earlier packet of this batch may have closed the flow.
+                let alive = matches!(owner, Some(Owner::Session(id)) if self.slab.at(id).is_some());
+                let owner = if alive { owner } else { self.registry.table.flow(&flow) };
+                self.take_segment(segment, flow, request, owner, now);
+            }
+            (Item::Packet(packet), Glance::Tcp(flow, request)) => {
+                self.take_tcp(packet, flow, request, now);
+            }
+            (Item::Packet(packet), Glance::Icmp) => self.take_icmp(packet, now),
+            (_, Glance::Fragment(to)) if self.owns(to) => self.counters.InFragments += 1,
+            (Item::Packet(packet), _) => self.pass(packet),
+            (Item::Segment(..), _) => {}
         }
     }
 
-    fn take_tcp(
+    /// A packet of a flow that nobody had when the batch came in.
+    fn take_tcp(&mut self, packet: RxPacket, flow: FlowTuple, request: Request, now: Instant) {
+        match (self.registry.table.flow(&flow), request) {
+            (None, Request::Open) => self.take_syn(packet, flow, now),
+            (None, Request::None) if !self.owns(flow.local.addr) => self.pass(packet),
+            (owner, request) => {
+                let Some(segment) = self.parse(packet) else { return };
+                self.take_segment(segment, flow, request, owner, now);
+            }
+        }
+    }
+
+    fn take_segment(
         &mut self,
-        packet: RxPacket,
+        segment: Segment,
         flow: FlowTuple,
         request: Request,
         owner: Option<Owner>,
         now: Instant,
     ) {
-        // An earlier packet of this batch may have opened or closed the flow.
-        let alive = match owner {
-            Some(Owner::Session(id)) => self.slab.at(id).is_some(),
-            _ => false,
-        };
-        let owner = if alive { owner } else { self.registry.table.flow(&flow) };
         match (owner, request) {
             (Some(Owner::Session(id)), _) => {
-                let Some(segment) = self.parse(packet) else { return };
                 if !segment.text.is_empty() && self.pool.free() < self.reserve() / 2 {
                     self.counters.TCPRcvQDrop += 1;
                     return;
@@ -80,19 +139,17 @@ impl<S: Session> Shard<S> {
                     session.on_segment(config, flow, segment, cx);
                 });
             }
-            (Some(Owner::TimeWait(slot)), _) => self.take_time_wait(packet, flow, slot, now),
-            (None, Request::Open) => self.take_syn(packet, flow, now),
-            (None, Request::None) if self.owns(flow.local.addr) => {
-                let Some(segment) = self.parse(packet) else { return };
+            (Some(Owner::TimeWait(slot)), _) => self.take_time_wait(segment, flow, slot, now),
+            // The flow ended within this batch.
+            (None, Request::Open) => drop(self.open(flow, segment, now)),
+            (None, Request::None) => {
                 self.counters.InNoFlow += 1;
                 self.reset(flow, &segment, None);
             }
-            (None, Request::None) => self.pass(packet),
         }
     }
 
-    fn take_time_wait(&mut self, packet: RxPacket, flow: FlowTuple, slot: u32, now: Instant) {
-        let Some(segment) = self.parse(packet) else { return };
+    fn take_time_wait(&mut self, segment: Segment, flow: FlowTuple, slot: u32, now: Instant) {
         if self.registry.time_wait.admits(slot, &segment) {
             // RFC 9293 3.10.7.4 (MAY-2), RFC 6191: the peer is sure that nothing old is under way.
             self.counters.TimeWaitRecycled += 1;
@@ -282,13 +339,6 @@ impl<S: Session> Shard<S> {
 enum Taken {
     Yes,
     No,
-}
-
-impl Read {
-    fn new(packet: RxPacket) -> Read {
-        let glance = packet.octets.parts().first().map_or(Glance::Other, |p| Glance::at(p.bytes()));
-        Read { packet, glance, owner: None }
-    }
 }
 
 fn join_token(syn: &Segment) -> Option<u32> {

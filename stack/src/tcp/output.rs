@@ -157,7 +157,7 @@ impl Tcb {
             return None;
         }
         let n = self.portion(usable, self.cwnd_room(), mss)?;
-        Some(self.send_new(n, now))
+        Some(self.send_new(self.queue.cut_before(n, mss), now))
     }
 
     /// RFC 9293 3.7.4: at most one small segment in flight.

@@ -3,7 +3,7 @@
 
 use super::recovery::Spell;
 use super::{Label, RangeSet};
-use crate::buf::Chain;
+use crate::buf::{Chain, cut_before};
 use crate::time::Instant;
 use crate::wire::{SackBlock, SeqNum};
 use alloc::boxed::Box;
@@ -239,7 +239,8 @@ impl SendQueue {
 
     /// Octets of text pushed and not acknowledged.
     pub(super) fn queued(&self) -> u32 {
-        let flight = self.flight() - u32::from(self.fin == Fin::Sent);
+        // Once cleared, nothing is in flight, not even a FIN that was sent.
+        let flight = self.flight().saturating_sub(u32::from(self.fin == Fin::Sent));
         flight + self.unsent()
     }
 
@@ -292,6 +293,12 @@ impl SendQueue {
             }
         }
         run
+    }
+
+    /// Where to cut for at most `n` octets.
+    pub(super) fn cut_before(&self, n: u32, mss: u32) -> u32 {
+        let unsent = self.busy.iter().flat_map(|busy| &busy.unsent);
+        cut_before(unsent.flat_map(|chunk| chunk.text.parts()), n, mss)
     }
 
     /// Moves `n` octets (within one run), and the FIN if asked, from unsent to sent.

@@ -13,8 +13,8 @@ const HOP_BY_HOP: u8 = 0;
 const FRAGMENT: u8 = 44;
 const DESTINATION_OPTIONS: u8 = 60;
 const HOP_LIMIT: u8 = 64;
-const IPV4_LEN: usize = 20;
-const IPV6_LEN: usize = 40;
+pub(super) const IPV4_LEN: usize = 20;
+pub(super) const IPV6_LEN: usize = 40;
 
 /// What an IP header says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

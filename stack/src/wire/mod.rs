@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub use crate::checksum;
+mod coalesce;
 mod flow;
 mod icmp;
 mod ip;
@@ -15,6 +16,7 @@ mod seq;
 mod tcp;
 mod tcp_option;
 
+pub use coalesce::Run;
 pub use flow::{Endpoint, FlowTuple, Prefix};
 pub use icmp::{
     IcmpError, IcmpErrorKind, PROTOCOL_ICMP, PROTOCOL_ICMPV6, Unreachable, emit_unreachable,

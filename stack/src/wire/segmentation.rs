@@ -5,12 +5,15 @@ use super::ip::{self, PROTOCOL_TCP};
 use super::tcp::{PSH, field};
 use super::{SeqNum, TxPacket};
 use crate::buf::Chain;
+use arrayvec::ArrayVec;
 
 const FIN: u8 = 0x01;
 
-/// Cuts `packet` into packets of `gso_size` octets of text (the last may be shorter), in one pass: SEG.SEQ advances, PSH
-/// and FIN stay with the last, options are repeated, and each checksum field holds its own pseudo-header sum. A packet
-/// that is one segment comes out as it is.
+/// Cuts `packet` into packets of at most `gso_size` octets of text, in one pass: SEG.SEQ advances, PSH and FIN stay with
+/// the last, options are repeated, and each checksum field holds its own pseudo-header sum. A packet that is one segment
+/// comes out as it is.
+///
+/// Cuts are made between received segments where possible, as [`cut_before`](crate::buf::cut_before) does.
 pub fn segment_packet(packet: TxPacket) -> Segments {
     Segments { packet: Some(packet), part: 0, at: 0, sent: 0 }
 }
@@ -36,10 +39,11 @@ impl Iterator for Segments {
         if !packet.is_super_segment() {
             return self.packet.take();
         }
-        let left = packet.text.len() - self.sent;
-        let last = left <= u32::from(packet.gso_size);
-        let (mut header, flow, ip_len) = (packet.header.clone(), packet.flow, packet.ip_len);
-        let text = self.take_text(left.min(u32::from(packet.gso_size)));
+        let (len, gso_size) = (packet.text.len(), packet.gso_size);
+        let (flow, ip_len) = (packet.flow, packet.ip_len);
+        let mut header = ArrayVec::try_from(packet.header.as_slice()).unwrap_or_default(); // no longer than it was
+        let text = self.take_text(gso_size);
+        let last = self.sent + text.len() == len;
         let (ip_header, tcp) = header.split_at_mut_checked(usize::from(ip_len))?;
         let tcp_len = tcp.len() + text.len() as usize;
         ip::set_tcp_len(ip_header, tcp_len);
@@ -60,23 +64,29 @@ impl Iterator for Segments {
 }
 
 impl Segments {
-    /// The next `want` octets. Whole parts keep their sums.
-    fn take_text(&mut self, mut want: u32) -> Chain {
+    /// The text of the next segment. Whole parts keep their sums.
+    fn take_text(&mut self, gso_size: u16) -> Chain {
         let mut text = Chain::new();
         let parts = self.packet.as_ref().map_or(&[][..], |p| p.text.parts());
-        while want > 0
+        let (mut left, nearly) = (gso_size, gso_size - gso_size / 8);
+        while left > 0
             && let Some(part) = parts.get(self.part)
         {
+            let rest = part.len() as u16 - self.at;
+            let whole = rest <= gso_size && (left <= gso_size / 8 || rest >= nearly);
+            if rest > left && !text.is_empty() && whole {
+                break;
+            }
             let mut piece = part.clone();
             piece.trim_front(self.at);
-            let rest = piece.len() as u32;
-            if rest > want {
-                piece.truncate(want as u16);
-                self.at += want as u16;
+            if rest > left {
+                piece.truncate(left);
+                self.at += left;
+                left = 0;
             } else {
                 (self.part, self.at) = (self.part + 1, 0);
+                left -= rest;
             }
-            want -= piece.len() as u32;
             text.push(piece);
         }
         text

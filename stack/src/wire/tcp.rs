@@ -12,7 +12,7 @@ const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
 pub(super) const PSH: u8 = 0x08;
-const ACK: u8 = 0x10;
+pub(super) const ACK: u8 = 0x10;
 /// Octets of a header without options.
 const MIN_HEADER: usize = 20;
 /// Where the fields of a TCP header lie.
@@ -188,7 +188,9 @@ pub fn parse(packet: RxPacket) -> Result<Parsed, Malformed> {
         local: Endpoint::new(ip.dst, head.ports.1),
         remote: Endpoint::new(ip.src, head.ports.0),
     };
-    let check = HeaderSum::new(&ip, &head, checksum);
+    let tcp_len = (ip.total_len - ip.len) as u32;
+    let pseudo = ip::pseudo_header_sum(ip.src, ip.dst, PROTOCOL_TCP, tcp_len);
+    let check = HeaderSum::new(pseudo, head.octets, checksum);
     let TcpHeader { seq, ack, control, push, window, .. } = head;
     octets.truncate(ip.total_len as u32); // what follows is padding of the link
     octets.trim_front(header_len as u32);
@@ -208,7 +210,6 @@ struct TcpHeader<'a> {
     control: Control,
     push: bool,
     window: UnscaledWindow,
-    checksum: u16,
 }
 
 impl TcpHeader<'_> {
@@ -225,7 +226,7 @@ impl TcpHeader<'_> {
         let ports = (half(), half());
         let mut word = || u32::from(half()) << 16 | u32::from(half());
         let (seq, ack) = (SeqNum(word()), SeqNum(word()));
-        let (_, window, checksum) = (half(), half(), half());
+        let (_, window) = (half(), half());
         if ports.0 == 0 || ports.1 == 0 {
             return Err(Malformed::BadFlags);
         }
@@ -237,7 +238,6 @@ impl TcpHeader<'_> {
             control: control(flags)?,
             push: flags & PSH != 0,
             window: UnscaledWindow(window),
-            checksum,
         })
     }
 }
@@ -253,7 +253,7 @@ fn control(flags: u8) -> Result<Control, Malformed> {
 }
 
 /// What the text's sum has to complete.
-enum HeaderSum {
+pub(super) enum HeaderSum {
     /// Nothing to verify.
     Trusted,
     /// Sum of pseudo-header and TCP header.
@@ -261,21 +261,22 @@ enum HeaderSum {
 }
 
 impl HeaderSum {
-    fn new(ip: &IpHeader, head: &TcpHeader<'_>, checksum: RxChecksum) -> HeaderSum {
+    /// From the sum of the pseudo-header and the octets of the TCP header.
+    pub(super) fn new(pseudo: u16, tcp: &[u8], checksum: RxChecksum) -> HeaderSum {
         if checksum == RxChecksum::Valid {
             return HeaderSum::Trusted;
         }
-        let len = (ip.total_len - ip.len) as u32;
-        let pseudo = ip::pseudo_header_sum(ip.src, ip.dst, PROTOCOL_TCP, len);
+        let field = tcp.get(field::CHECKSUM).and_then(|f| f.first_chunk());
+        let field = field.map_or(0, |f| u16::from_be_bytes(*f));
         // Zero has two names in ones complement; offloads may write either.
-        let partial = head.checksum == pseudo || (head.checksum == 0 && pseudo == 0xffff);
+        let partial = field == pseudo || (field == 0 && pseudo == 0xffff);
         if checksum == RxChecksum::MaybePartial && partial {
             return HeaderSum::Trusted;
         }
-        HeaderSum::Known(checksum::add(pseudo, checksum::sum(head.octets)))
+        HeaderSum::Known(checksum::add(pseudo, checksum::sum(tcp)))
     }
 
-    fn verify(self, text: &mut Chain) -> Result<(), Malformed> {
+    pub(super) fn verify(self, text: &mut Chain) -> Result<(), Malformed> {
         match self {
             HeaderSum::Trusted => Ok(()),
             HeaderSum::Known(sum) if checksum::add(sum, text.sum()) == 0xffff => Ok(()),

@@ -2,7 +2,8 @@
 //!
 //! [`contender`] is what is compared ([`haproxy`] the rival's set-up), [`rounds`] runs them in turn and sums up, [`machine`]
 //! counts processor time. One file per measurement: [`chain`] (throughput; [`bulk`] is its load),
-//! [`connections`] (short connections), [`latency`] (requests over a kept one).
+//! [`connections`] (short connections), [`latency`] (requests over a kept one), [`memory`] (what a conversion point costs by
+//! itself).
 #![forbid(unsafe_code)]
 
 mod bulk;
@@ -12,6 +13,7 @@ mod contender;
 mod haproxy;
 mod latency;
 mod machine;
+mod memory;
 mod rounds;
 
 use clap::{Args, Subcommand};
@@ -32,6 +34,7 @@ enum What {
     Chain(chain::ChainArgs),
     Connections(connections::ConnectionsArgs),
     Latency(latency::LatencyArgs),
+    Memory(memory::MemoryArgs),
 }
 
 /// Runs the measurement. Call it while the process has a single thread.
@@ -40,6 +43,7 @@ pub fn run(args: &BenchArgs) -> ExitCode {
         What::Chain(args) => chain::run(args),
         What::Connections(args) => connections::run(args),
         What::Latency(args) => latency::run(args),
+        What::Memory(args) => memory::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
