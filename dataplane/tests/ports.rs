@@ -6,7 +6,7 @@ use pcap_tests::netns::Namespace;
 use plait_dataplane::port::raw_socket::RawSocket;
 use plait_dataplane::port::{
     AfPacketPort, AfXdpPort, Attach, KernelPath, Medium, Patience, PnetPort, Port, PortError,
-    RxFrame, TapPort, TxBody, TxFrame, Umem, XdpMode, ZeroCopy,
+    RxFrame, TapPort, TxBody, TxFrame, Umem, XdpMode,
 };
 use plait_dataplane::steer::{SteerRule, Steering};
 use stack::buf::{Chain, Pool};
@@ -340,7 +340,7 @@ fn what_af_packet_takes_is_hidden_from_the_kernel_as_long_as_the_port_is_open() 
 }
 
 fn xdp(pool: &Pool, steering: &Steering) -> AfXdpPort {
-    let umem = Umem::new(pool.clone(), ZeroCopy::IfPossible).unwrap();
+    let umem = Umem::new(pool.clone()).unwrap();
     AfXdpPort::open("v0", steering, &[], Attach::Any, &umem).unwrap()
 }
 
@@ -405,7 +405,7 @@ fn af_xdp_takes_the_generic_mode_where_the_driver_has_no_xdp() {
     assert!(sh(&net.ours, bridge) && sh(&net.ours, &moved));
     net.ours.run(|| {
         let pool = Pool::new(4096, 2048);
-        let umem = Umem::new(pool.clone(), ZeroCopy::IfPossible).unwrap();
+        let umem = Umem::new(pool.clone()).unwrap();
         let open = |attach| AfXdpPort::open("br0", &owned(), &[], attach, &umem);
         let refused = open(Attach::NativeOnly).unwrap_err();
         assert!(matches!(refused, PortError::NoNativeXdp { .. }), "{refused}");
@@ -429,7 +429,7 @@ fn af_xdp_runs_in_the_driver_of_a_veth_device_unless_told_otherwise() {
             [(Attach::NativeOnly, XdpMode::Native), (Attach::GenericOnly, XdpMode::Generic)]
         {
             let pool = Pool::new(4096, 2048);
-            let umem = Umem::new(pool.clone(), ZeroCopy::IfPossible).unwrap();
+            let umem = Umem::new(pool.clone()).unwrap();
             let mut port = AfXdpPort::open("v0", &owned(), &[], attach, &umem).unwrap();
             assert_eq!(port.mode(), mode);
             transfer(&net, &mut port, &pool, 100_000);
@@ -446,7 +446,7 @@ fn af_xdp_ports_share_a_umem_as_long_as_any_is_open() {
     assert!(sh(&net.ours, &add) && sh(&net.ours, "ip link set q1 up"));
     net.ours.run(|| {
         let pool = Pool::new(4096, 2048);
-        let umem = Umem::new(pool.clone(), ZeroCopy::IfPossible).unwrap();
+        let umem = Umem::new(pool.clone()).unwrap();
         let open = |device| AfXdpPort::open(device, &owned(), &[], Attach::Any, &umem).unwrap();
         let (first, second) = (open("q0"), open("q1"));
         assert_eq!((first.fds().len(), second.fds().len()), (2, 2));
@@ -468,7 +468,7 @@ fn af_xdp_binds_all_queues_of_a_device() {
         let add = format!("ip link add q0 {queues} type veth peer name q1 {queues}");
         assert!(sh(&net.ours, &add));
         let pool = Pool::new(4096, 2048);
-        let umem = Umem::new(pool.clone(), ZeroCopy::Never).unwrap();
+        let umem = Umem::new(pool.clone()).unwrap();
         let port = AfXdpPort::open("q0", &owned(), &[], Attach::Any, &umem).unwrap();
         assert_eq!(port.queues().collect::<Vec<_>>(), [0, 1]);
         assert_eq!(port.fds().len(), 2);
@@ -496,7 +496,7 @@ fn a_frame_received_on_one_af_xdp_port_leaves_by_another_without_a_copy() {
     net.ours.join("w0", &net.peer, "w1").unwrap();
     net.ours.run(|| {
         let pool = Pool::new(4096, 4096);
-        let umem = Umem::new(pool.clone(), ZeroCopy::IfPossible).unwrap();
+        let umem = Umem::new(pool.clone()).unwrap();
         let mut a = AfXdpPort::open("v0", &owned(), &[], Attach::Any, &umem).unwrap();
         let mut b = AfXdpPort::open("w0", &Steering::default(), &[0], Attach::Any, &umem).unwrap();
         assert_eq!(b.queues().collect::<Vec<_>>(), [0]);

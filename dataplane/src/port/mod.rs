@@ -19,7 +19,7 @@ mod tun;
 mod vnet;
 
 pub use af_packet::AfPacketPort;
-pub use af_xdp::{AfXdpPort, Umem, ZeroCopy};
+pub use af_xdp::{AfXdpPort, Umem};
 pub use bpf::{Attach, LoadError, Program, ProgramKind, XdpMode, XskMap};
 pub use gone::GonePort;
 pub use memory::MemoryPort;

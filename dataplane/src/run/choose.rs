@@ -4,7 +4,7 @@
 use super::{Io, PortConfig, SetupError, WorkerConfig};
 use crate::port::{
     AfPacketPort, AfXdpPort, Attach, Device, Medium, Patience, PnetPort, Port, PortError, TapPort,
-    Umem, XdpMode, ZeroCopy,
+    Umem, XdpMode,
 };
 use crate::steer::Steering;
 use stack::buf::Pool;
@@ -21,16 +21,10 @@ pub(super) struct Opened {
     pub warnings: Vec<String>,
 }
 
-/// The pool as a UMEM, where a port may need one. Zero copy only where every device is likely to have it: the sockets
-/// that share a UMEM are all bound as the first one was.
+/// The pool as a UMEM, where a port may need one and its frames suit.
 pub(super) fn umem(config: &WorkerConfig, pool: &Pool) -> Option<Rc<Umem>> {
-    let asked = || config.ports.iter().filter(|port| port.io == Some(Io::AfXdp));
-    if asked().next().is_none() && !config.ports.iter().any(|port| port.io.is_none()) {
-        return None;
-    }
-    let copy = asked().any(|port| Device::query(&port.device).is_ok_and(|d| d.is_virtual()));
-    let zero_copy = if copy { ZeroCopy::Never } else { ZeroCopy::IfPossible };
-    Umem::new(pool.clone(), zero_copy).ok()
+    let may_be_xdp = config.ports.iter().any(|port| matches!(port.io, None | Some(Io::AfXdp)));
+    if may_be_xdp { Umem::new(pool.clone()).ok() } else { None }
 }
 
 /// Opens a port as configured, or as suits its device best.

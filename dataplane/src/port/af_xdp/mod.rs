@@ -24,24 +24,13 @@ use std::rc::{Rc, Weak};
 /// Most frames that one packet spans.
 const MAX_PARTS: usize = 17;
 
-/// Whether a device may read and write frames by itself.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ZeroCopy {
-    /// Where the first device of the UMEM can.
-    IfPossible,
-    /// The kernel copies: as soon as one of the devices that share the UMEM cannot do better.
-    Never,
-}
-
 /// A pool as the UMEM of several sockets.
 #[derive(Debug)]
 pub struct Umem {
     pool: Pool,
-    zero_copy: ZeroCopy,
-    /// The sockets bound over it. A new one shares the registration of any of them; where none is bound (any more), the
-    /// pool is registered again.
+    /// The sockets bound over it. A new one shares the registration of one that is bound as it wants to be; where there
+    /// is none (any more), the pool is registered again, which changes no address.
     anchors: RefCell<Vec<Weak<Anchor>>>,
-    sg: Cell<bool>,
     patience: Cell<Patience>,
 }
 
@@ -50,20 +39,15 @@ impl Umem {
     ///
     /// # Errors
     /// If they are not.
-    pub fn new(pool: Pool, zero_copy: ZeroCopy) -> Result<Rc<Umem>, PortError> {
+    pub fn new(pool: Pool) -> Result<Rc<Umem>, PortError> {
         if !matches!(pool.chunk_size(), 2048 | 4096) {
             return Err(PortError::Pool {
                 device: "af-xdp".into(),
                 why: format!("frames must be 2048 or 4096 octets, not {}", pool.chunk_size()),
             });
         }
-        Ok(Rc::new(Umem {
-            pool,
-            zero_copy,
-            anchors: RefCell::default(),
-            sg: Cell::new(false),
-            patience: Cell::new(Patience::Seconds),
-        }))
+        let patience = Cell::new(Patience::Seconds);
+        Ok(Rc::new(Umem { pool, anchors: RefCell::default(), patience }))
     }
 
     /// From now on, opening a port waits so long for a queue in use.
@@ -134,7 +118,7 @@ impl AfXdpPort {
         })?;
         let mut queues = Vec::new();
         for number in numbers {
-            let queue = Queue::open(umem, device.index, number).map_err(failed)?;
+            let queue = Queue::open(umem, &device, number).map_err(failed)?;
             map.insert(number, &queue.anchor.fd).map_err(|e| failed(("filling the XSKMAP", e)))?;
             queues.push(queue);
         }
@@ -225,7 +209,7 @@ impl Port for AfXdpPort {
             segmentation: false,
             checksum_offload: true, // finished here, from sums found on receipt
             super_frames_in: self.device.is_virtual(),
-            zero_copy: self.queues.first().is_some_and(|q| q.zero_copy),
+            zero_copy: self.queues.first().is_some_and(|q| q.anchor.zero_copy.get()),
         }
     }
 
@@ -284,7 +268,7 @@ fn copy(queue: &mut Queue, pool: &Pool, headers: &[u8], octets: &Chain) -> Sent 
     let chunk = pool.chunk_size();
     let total = headers.len() + octets.len() as usize;
     let parts = total.div_ceil(chunk);
-    if total == 0 || parts > MAX_PARTS || (parts > 1 && !queue.sg) {
+    if total == 0 || parts > MAX_PARTS || (parts > 1 && !queue.anchor.sg.get()) {
         return Sent::Refused;
     }
     let mut fresh: ArrayVec<Frame, MAX_PARTS> = ArrayVec::new();

@@ -1,10 +1,12 @@
 //! One AF_XDP socket: one queue of one device, its rings, and the frames that the device has.
 
+use super::Umem;
 use super::ring::{Consumer, Producer};
-use super::{Umem, ZeroCopy};
+use crate::port::Device;
 use crate::port::sys::{bind, kick_rx, kick_tx, read_option, set_option, socket, while_busy};
 use stack::buf::{Frame, HeadroomClaim};
-use std::io;
+use std::cell::Cell;
+use std::io::{self, ErrorKind};
 use std::mem::zeroed;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::{Rc, Weak};
@@ -30,6 +32,10 @@ pub(super) struct Anchor {
     pub(super) fd: OwnedFd,
     /// By frame number.
     pub(super) held: std::cell::RefCell<Vec<Option<Held>>>,
+    /// The device reads and writes the frames itself.
+    pub(super) zero_copy: Cell<bool>,
+    /// Packets may span several frames.
+    pub(super) sg: Cell<bool>,
 }
 
 #[derive(Debug)]
@@ -43,39 +49,91 @@ pub(super) struct Queue {
     /// Frames to keep on the fill ring.
     fill_level: u32,
     chunk: u64,
-    pub(super) sg: bool,
-    pub(super) zero_copy: bool,
+}
+
+/// How a socket comes to a UMEM.
+enum Registration {
+    /// It uses that of another socket, and is bound as that one was.
+    Shared(Rc<Anchor>),
+    /// It registers the pool itself, and is bound with these flags.
+    Own(u16),
 }
 
 /// A step that failed, and why.
 pub(super) type StepError = (&'static str, io::Error);
 
 impl Queue {
-    /// Opens and binds a socket over `umem`.
-    pub(super) fn open(umem: &Umem, index: u32, number: u32) -> Result<Queue, StepError> {
+    /// Opens and binds a socket over `umem`, in the best way that the device takes.
+    pub(super) fn open(umem: &Umem, device: &Device, number: u32) -> Result<Queue, StepError> {
+        let bound: Vec<Rc<Anchor>> =
+            umem.anchors.borrow().iter().filter_map(Weak::upgrade).collect();
+        let shared = |zero_copy| {
+            let like = bound.iter().find(|anchor| anchor.zero_copy.get() == zero_copy);
+            like.cloned().map(Registration::Shared)
+        };
+        let (zero_copy, copy, sg) = (libc::XDP_ZEROCOPY, libc::XDP_COPY, libc::XDP_USE_SG);
+        // Without SG: a driver refuses an MTU that frames of several chunks would be needed for.
+        let by_device = [
+            shared(true),
+            Some(Registration::Own(zero_copy | sg)),
+            Some(Registration::Own(zero_copy)),
+        ];
+        let by_kernel =
+            [shared(false), Some(Registration::Own(copy | sg)), Some(Registration::Own(copy))];
+        let by_device = by_device.into_iter().filter(|_| !device.is_virtual());
+        let mut failed = ("binding the AF_XDP socket", ErrorKind::Unsupported.into());
+        for way in by_device.chain(by_kernel).flatten() {
+            match Queue::open_so(umem, device.index, number, &way) {
+                Err(e) if !is_for_this_way(&e.1) => return Err(e),
+                Err(e) => failed = e,
+                opened => return opened,
+            }
+        }
+        Err(failed)
+    }
+
+    fn open_so(
+        umem: &Umem,
+        index: u32,
+        number: u32,
+        way: &Registration,
+    ) -> Result<Queue, StepError> {
         let fd =
             socket(libc::AF_XDP, libc::SOCK_RAW, 0).map_err(|e| ("opening an AF_XDP socket", e))?;
         let chunk = umem.pool.chunk_size() as u64;
-        let others = umem.anchors.borrow().iter().find_map(Weak::upgrade);
-        if others.is_none() {
-            register(umem, &fd).map_err(|e| ("registering the frames as UMEM", e))?;
-        }
+        let (flags, share, sg) = match way {
+            Registration::Shared(other) => {
+                (libc::XDP_SHARED_UMEM, other.fd.as_raw_fd(), other.sg.get())
+            }
+            Registration::Own(flags) => {
+                register(umem, &fd).map_err(|e| ("registering the frames as UMEM", e))?;
+                (flags | libc::XDP_USE_NEED_WAKEUP, 0, flags & libc::XDP_USE_SG != 0)
+            }
+        };
         let (rx, tx, mut fill, completion) = rings(&fd).map_err(|e| ("making rings", e))?;
         let held = (0..umem.pool.capacity()).map(|_| None).collect();
-        let anchor = Rc::new(Anchor { fd, held: std::cell::RefCell::new(held) });
+        let held = std::cell::RefCell::new(held);
+        let anchor = Rc::new(Anchor { fd, held, zero_copy: Cell::new(false), sg: Cell::new(sg) });
         let fill_level = RING.min(umem.pool.capacity() / 8).max(1);
         refill(umem, &anchor, &mut fill, fill_level, chunk);
         let _ = set_option(&anchor.fd, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &TX_BUDGET);
-        let sg = bind_queue(umem, &anchor.fd, others.as_deref(), index, number)
+        let address = libc::sockaddr_xdp {
+            sxdp_family: libc::AF_XDP as u16,
+            sxdp_flags: flags,
+            sxdp_ifindex: index,
+            sxdp_queue_id: number,
+            sxdp_shared_umem_fd: share as u32,
+        };
+        // A queue stays busy for a moment after its last socket was closed.
+        while_busy(umem.patience.get(), || bind(&anchor.fd, &address))
             .map_err(|e| ("binding the AF_XDP socket", e))?;
         let options = libc::xdp_options { flags: 0 };
         let options = read_option(&anchor.fd, libc::SOL_XDP, libc::XDP_OPTIONS, options);
-        let zero_copy = options.is_ok_and(|o| o.flags & libc::XDP_OPTIONS_ZEROCOPY != 0);
+        anchor.zero_copy.set(options.is_ok_and(|o| o.flags & libc::XDP_OPTIONS_ZEROCOPY != 0));
         let mut anchors = umem.anchors.borrow_mut();
         anchors.retain(|other| other.strong_count() > 0);
         anchors.push(Rc::downgrade(&anchor));
-        drop(anchors);
-        Ok(Queue { anchor, number, rx, tx, fill, completion, fill_level, chunk, sg, zero_copy })
+        Ok(Queue { anchor, number, rx, tx, fill, completion, fill_level, chunk })
     }
 
     /// Which frame an address lies in, and where.
@@ -193,41 +251,7 @@ fn rings(fd: &OwnedFd) -> io::Result<Rings> {
     ))
 }
 
-/// Binds with the best flags that the device takes; the answer is whether frames may span several chunks.
-fn bind_queue(
-    umem: &Umem,
-    fd: &OwnedFd,
-    first: Option<&Anchor>,
-    index: u32,
-    number: u32,
-) -> io::Result<bool> {
-    let copy = libc::XDP_COPY | libc::XDP_USE_NEED_WAKEUP;
-    let zero_copy = libc::XDP_ZEROCOPY | libc::XDP_USE_NEED_WAKEUP;
-    let sg = libc::XDP_USE_SG;
-    let attempts: &[u16] = match (first, umem.zero_copy) {
-        // A socket that shares a UMEM takes over how it was bound first.
-        (Some(_), _) => &[libc::XDP_SHARED_UMEM],
-        (None, ZeroCopy::Never) => &[copy | sg, copy],
-        // A driver with zero copy but without frames of several chunks refuses an MTU that needs them.
-        (None, ZeroCopy::IfPossible) => &[zero_copy | sg, zero_copy, copy | sg, copy],
-    };
-    let mut result = Err(io::ErrorKind::Unsupported.into());
-    for flags in attempts {
-        let address = libc::sockaddr_xdp {
-            sxdp_family: libc::AF_XDP as u16,
-            sxdp_flags: *flags,
-            sxdp_ifindex: index,
-            sxdp_queue_id: number,
-            sxdp_shared_umem_fd: first.map_or(0, |a| a.fd.as_raw_fd() as u32),
-        };
-        // A queue stays busy for a moment after its last socket was closed.
-        result = while_busy(umem.patience.get(), || bind(fd, &address));
-        if result.is_ok() {
-            if first.is_none() {
-                umem.sg.set(flags & libc::XDP_USE_SG != 0);
-            }
-            return Ok(umem.sg.get());
-        }
-    }
-    result.map(|()| false)
+/// Whether an error may be due to the way a socket was bound, so that another one is worth trying.
+fn is_for_this_way(error: &io::Error) -> bool {
+    !matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EPERM | libc::EACCES | libc::ENODEV))
 }
