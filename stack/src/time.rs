@@ -1,7 +1,7 @@
 //! Instants and short stamps. Time is an argument everywhere in this crate: only the run loop reads a clock.
 #![forbid(unsafe_code)]
 
-use core::num::NonZeroU64;
+use core::num::{NonZeroU32, NonZeroU64};
 use core::ops::{Add, AddAssign, Sub};
 pub use core::time::Duration;
 
@@ -78,22 +78,26 @@ impl Default for Instant {
     }
 }
 
-/// A duration as a flow keeps it: eight octets, with or without `Option`, where a `Duration` takes sixteen. Whatever is
-/// measured between two [`Instant`]s fits.
+/// A round-trip time as a flow keeps it: four octets, with or without `Option`, where a `Duration` takes sixteen. In
+/// steps of 32 ns, up to 137 s.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Span(NonZeroU64);
+pub struct Span(NonZeroU32);
 
-const _: () = assert!(size_of::<Option<Span>>() == 8);
+const _: () = assert!(size_of::<Option<Span>>() == 4);
+
+/// A step of a [`Span`] in nanoseconds.
+const SPAN_STEP: u64 = 32;
 
 impl From<Duration> for Span {
     fn from(d: Duration) -> Span {
-        Span(NonZeroU64::MIN.saturating_add(nanos(d)))
+        let steps = u32::try_from(nanos(d) / SPAN_STEP).unwrap_or(u32::MAX);
+        Span(NonZeroU32::MIN.saturating_add(steps))
     }
 }
 
 impl From<Span> for Duration {
     fn from(span: Span) -> Duration {
-        Duration::from_nanos(span.0.get() - 1)
+        Duration::from_nanos(u64::from(span.0.get() - 1) * SPAN_STEP)
     }
 }
 
@@ -131,6 +135,16 @@ mod tests {
         assert_eq!(Instant::from_nanos(u64::MAX) + Duration::MAX, Instant::from_nanos(u64::MAX));
         assert_eq!(Instant::from_millis(3).since(Instant::from_millis(5)), Duration::ZERO);
         assert_eq!(Instant::from_millis(5).since(Instant::from_millis(3)).as_millis(), 2);
+    }
+
+    #[test]
+    fn a_span_keeps_round_trip_times() {
+        let kept = |d: Duration| Duration::from(Span::from(d));
+        for d in [Duration::ZERO, Duration::from_micros(57_500), Duration::from_secs(60)] {
+            assert_eq!(kept(d), d);
+        }
+        assert_eq!(kept(Duration::from_nanos(100)), Duration::from_nanos(96));
+        assert_eq!(kept(Duration::MAX).as_secs(), 137);
     }
 
     #[test]

@@ -92,7 +92,7 @@ impl Tcb {
 
     /// RFC 8985 7.4: did the probe repair a loss that nothing else would show?
     fn finish_probe(&mut self, ack: SeqNum, dsack: bool) {
-        let Some(probe) = self.probe else { return };
+        let Some(probe) = self.probe() else { return };
         if ack.before(probe.end) {
             return;
         }
@@ -105,7 +105,7 @@ impl Tcb {
             self.congestion.on_loss(self.queue.flight(), mss);
             self.congestion.set_cwnd(self.congestion.ssthresh().min(self.congestion.cwnd()));
         }
-        self.probe = None;
+        self.end_probe();
     }
 
     /// RFC 4015, RFC 3522: the ACK answers what was sent before the timeout.

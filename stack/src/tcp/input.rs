@@ -239,7 +239,7 @@ impl Tcb {
     /// Counts `at..end` as received and decides when to acknowledge (RFC 5681 4.2).
     fn store(&mut self, at: SeqNum, end: SeqNum, len: u32, now: Instant) {
         if len <= u32::from(self.cfg.mss) {
-            self.rcv.mss = self.rcv.mss.max(len);
+            self.rcv.mss = self.rcv.mss.max(len as u16);
         }
         if at == self.rcv.nxt && self.rcv.in_order() {
             self.rcv.nxt = end;
@@ -248,8 +248,8 @@ impl Tcb {
             let quick = self.rcv.quick_acks > 0;
             self.rcv.quick_acks = self.rcv.quick_acks.saturating_sub(1);
             // A sender that has used up its window waits for us, and takes silence for a loss.
-            let stopped = self.rcv.advertised.saturating_since(end) < self.rcv.mss;
-            if quick || stopped || self.rcv.unacked > self.rcv.mss {
+            let stopped = self.rcv.advertised.saturating_since(end) < u32::from(self.rcv.mss);
+            if quick || stopped || self.rcv.unacked > u32::from(self.rcv.mss) {
                 self.owe_ack_now(); // MUST-58: every second full segment
             } else if self.ack == AckOwed::None {
                 (self.ack, self.ack_at) = (AckOwed::Delayed, now + self.cfg.delayed_ack);

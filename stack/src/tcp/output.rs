@@ -91,11 +91,11 @@ impl Tcb {
         let fresh = self.queue.run(self.window_room().min(mss));
         if fresh > 0 {
             let tx = self.send_new(fresh, now);
-            self.probe = Some(Probe { end: self.queue.nxt(), again: false });
+            self.trouble().probe = Some(Probe { end: self.queue.nxt(), again: false });
             return Some(tx);
         }
         let piece = self.queue.resend_tail(mss, now)?;
-        self.probe = Some(Probe { end: self.queue.nxt(), again: true });
+        self.trouble().probe = Some(Probe { end: self.queue.nxt(), again: true });
         Some(self.piece_segment(piece, Sent::Again, now))
     }
 

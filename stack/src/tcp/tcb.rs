@@ -77,7 +77,7 @@ pub(super) struct Receive {
     pub(super) fin: Option<SeqNum>,
     pub(super) last_ack_sent: SeqNum,
     /// Longest segment seen, to tell full segments.
-    pub(super) mss: u32,
+    pub(super) mss: u16,
     /// Octets not acknowledged.
     pub(super) unacked: u32,
     /// Segments still to be acknowledged at once.
@@ -149,6 +149,8 @@ pub(super) struct Sums {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Trouble {
     pub(super) challenges: Challenges,
+    /// A tail loss probe on its way.
+    pub(super) probe: Option<Probe>,
     pub(super) bytes_retrans: u64,
     pub(super) lost: u64,
     pub(super) rtos: u32,
@@ -172,7 +174,6 @@ pub struct Tcb {
     pub(super) rtt: Rtt,
     pub(super) congestion: Congestion,
     pub(super) rack: Rack,
-    pub(super) probe: Option<Probe>,
     /// When the timer goes off, and what it is then about.
     pub(super) timer: Option<Instant>,
     pub(super) awaited: Awaited,
@@ -193,7 +194,7 @@ pub struct Tcb {
 }
 
 /// Of every idle connection that is bridged to two subflows there are three.
-const _: () = assert!(size_of::<Tcb>() <= 320);
+const _: () = assert!(size_of::<Tcb>() <= 272);
 
 /// A send that the timer wants, beyond what the windows allow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -276,7 +277,7 @@ impl Tcb {
                 disorder: None,
                 fin: None,
                 last_ack_sent: start.rcv_nxt,
-                mss: 536.min(u32::from(cfg.mss)),
+                mss: cfg.mss.min(536),
                 unacked: 0,
                 quick_acks: 8,
             },
@@ -284,7 +285,6 @@ impl Tcb {
             ack_at: now,
             rtt: start.rtt,
             congestion: Congestion::new(cfg.congestion, mss),
-            probe: None,
             timer: None,
             awaited: Awaited::Rto,
             due: None,
@@ -402,6 +402,17 @@ impl Tcb {
 
     pub(super) fn trouble(&mut self) -> &mut Trouble {
         self.trouble.get_or_insert_default()
+    }
+
+    /// The tail loss probe on its way.
+    pub(super) fn probe(&self) -> Option<Probe> {
+        self.trouble.as_ref().and_then(|trouble| trouble.probe)
+    }
+
+    pub(super) fn end_probe(&mut self) {
+        if let Some(trouble) = &mut self.trouble {
+            trouble.probe = None;
+        }
     }
 
     pub(super) fn rto(&self) -> Duration {

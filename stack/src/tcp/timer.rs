@@ -93,7 +93,7 @@ impl Tcb {
             (spell.reorder_timer, spell.dup_acks) = (None, 0);
         }
         self.rtt.back_off();
-        self.probe = None;
+        self.end_probe();
         self.rto_base = now;
         None
     }
@@ -153,7 +153,7 @@ impl Tcb {
         self.agreed.sack
             && matches!(self.recovery(), Recovery::Open)
             && self.queue.sacked() == 0
-            && self.probe.is_none()
+            && self.probe().is_none()
             && self.due.is_none()
             && self.rtos == 0
     }

@@ -10,7 +10,7 @@ use crate::time::{Duration, Instant};
 use crate::wire::SeqNum;
 use alloc::boxed::Box;
 use cubic::Cubic;
-use hystart::HyStart;
+use hystart::{HyStart, Verdict};
 use newreno::NewReno;
 
 /// IW is ten segments, but not above this many octets unless two segments are longer (RFC 6928 2).
@@ -43,22 +43,21 @@ pub(super) enum Limited {
 
 #[derive(Clone, Debug)]
 enum Growth {
+    /// The first slow start: watched once the window is in use. Most flows end before it does.
+    Watched(Algorithm, Option<Box<HyStart>>),
     NewReno(NewReno),
-    /// `None` until the first slow start is over.
-    Cubic(Option<Box<Cubic>>),
+    Cubic(Box<Cubic>),
 }
 
-/// The window of one flow. What is known beside it is kept apart: most flows end before it is needed.
+/// The window of one flow.
 #[derive(Clone, Debug)]
 pub(super) struct Congestion {
     cwnd: u32,
     ssthresh: u32,
     growth: Growth,
-    /// Watches the first slow start, once the window is in use.
-    hystart: Option<Box<HyStart>>,
 }
 
-const _: () = assert!(size_of::<Congestion>() == 32);
+const _: () = assert!(size_of::<Congestion>() == 24);
 
 /// IW for `mss` (RFC 6928 2).
 fn initial_window(mss: u32) -> u32 {
@@ -70,11 +69,7 @@ impl Congestion {
         Congestion {
             cwnd: initial_window(mss),
             ssthresh: u32::MAX,
-            growth: match algorithm {
-                Algorithm::NewReno => Growth::NewReno(NewReno::default()),
-                Algorithm::Cubic => Growth::Cubic(None),
-            },
-            hystart: None,
+            growth: Growth::Watched(algorithm, None),
         }
     }
 
@@ -98,7 +93,7 @@ impl Congestion {
     /// Grows the window. Not called during fast recovery.
     pub(super) fn on_ack(&mut self, ack: Ack) {
         if ack.limited == Limited::ByApplication {
-            if let Growth::Cubic(Some(cubic)) = &mut self.growth {
+            if let Growth::Cubic(cubic) = &mut self.growth {
                 cubic.pause(ack.now);
             }
             return;
@@ -106,39 +101,46 @@ impl Congestion {
         if self.in_slow_start() {
             // No limit per ACK (RFC 3465's L): receivers that merge segments acknowledge dozens at once, and what was
             // delivered was delivered.
-            let first = self.ssthresh == u32::MAX;
-            let grown = match &self.hystart {
-                Some(hystart) if first => hystart.growth(ack.octets),
-                _ => ack.octets,
+            let (grown, verdict) = match &mut self.growth {
+                Growth::Watched(_, watch) => {
+                    let watch = watch.get_or_insert_default();
+                    (watch.growth(ack.octets), watch.on_ack(&ack))
+                }
+                _ => (ack.octets, Verdict::GoOn),
             };
             self.cwnd = self.cwnd.saturating_add(grown).min(self.ssthresh.max(self.cwnd));
-            if first
-                && self.hystart.get_or_insert_default().on_ack(&ack)
-                    == hystart::Verdict::LeaveSlowStart
-            {
-                self.end_first_slow_start(self.cwnd);
+            if verdict == Verdict::LeaveSlowStart {
+                self.end_first_slow_start();
+                self.ssthresh = self.cwnd;
             }
             return;
         }
         let grown = match &mut self.growth {
             Growth::NewReno(reno) => reno.growth(self.cwnd, &ack),
-            Growth::Cubic(cubic) => cubic.get_or_insert_default().growth(self.cwnd, &ack),
+            Growth::Cubic(cubic) => cubic.growth(self.cwnd, &ack),
+            Growth::Watched(..) => 0,
         };
         self.cwnd = self.cwnd.saturating_add(grown);
     }
 
     /// Loss was found without a timeout: one reduction, however much was lost. The window itself is left to PRR.
     pub(super) fn on_loss(&mut self, flight: u32, mss: u32) {
+        self.end_first_slow_start();
         let target = match &mut self.growth {
             Growth::NewReno(reno) => reno.reduce(flight),
-            Growth::Cubic(cubic) => cubic.get_or_insert_default().reduce(self.cwnd, flight, mss),
+            Growth::Cubic(cubic) => cubic.reduce(self.cwnd, flight, mss),
+            Growth::Watched(..) => self.ssthresh,
         };
-        self.end_first_slow_start(target.max(2 * mss));
+        self.ssthresh = target.max(2 * mss);
     }
 
-    fn end_first_slow_start(&mut self, ssthresh: u32) {
-        self.ssthresh = ssthresh;
-        self.hystart = None;
+    /// From here on the algorithm decides.
+    fn end_first_slow_start(&mut self) {
+        self.growth = match self.growth {
+            Growth::Watched(Algorithm::NewReno, _) => Growth::NewReno(NewReno::default()),
+            Growth::Watched(Algorithm::Cubic, _) => Growth::Cubic(Box::default()),
+            Growth::NewReno(_) | Growth::Cubic(_) => return,
+        };
     }
 
     /// A retransmission timeout; `first`: of this loss event (RFC 5681 3.1: ssthresh is cut once).
@@ -146,7 +148,7 @@ impl Congestion {
         if event == LossEvent::New {
             self.on_loss(flight, mss);
         }
-        if let Growth::Cubic(Some(cubic)) = &mut self.growth {
+        if let Growth::Cubic(cubic) = &mut self.growth {
             cubic.on_timeout();
         }
         self.cwnd = mss;
@@ -156,7 +158,7 @@ impl Congestion {
     pub(super) fn on_idle(&mut self, mss: u32) {
         self.ssthresh = self.ssthresh.max(self.cwnd / 4 * 3); // RFC 7661 4.4.2: remember what the path carried
         self.cwnd = self.cwnd.min(initial_window(mss));
-        if let Growth::Cubic(Some(cubic)) = &mut self.growth {
+        if let Growth::Cubic(cubic) = &mut self.growth {
             cubic.restart();
         }
     }
