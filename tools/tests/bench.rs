@@ -50,11 +50,14 @@ fn chain_moves_octets_and_counts_what_it_costs() {
 
 #[test]
 fn connections_are_counted_and_none_fails() {
-    let report = bench("connections", &["--total", "400", "--at-once", "4"]);
-    for entry in report["contenders"].as_array().into_iter().flatten() {
-        assert!(number(entry, "connections_per_s") > 0.0);
-        assert!(number(entry, "last_tenth_per_s") > 0.0);
-        assert_eq!((number(entry, "complete"), number(entry, "failed")), (400.0, 0.0));
+    for closer in ["server", "client"] {
+        let arguments = ["--total", "400", "--at-once", "4", "--first-close", closer];
+        let report = bench("connections", &arguments);
+        for entry in report["contenders"].as_array().into_iter().flatten() {
+            assert!(number(entry, "connections_per_s") > 0.0);
+            assert!(number(entry, "last_tenth_per_s") > 0.0);
+            assert_eq!((number(entry, "complete"), number(entry, "failed")), (400.0, 0.0));
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use super::bulk::wait_until;
 use super::contender::{CONGESTION, Chain, PORT};
 use super::machine::Cpu;
 use super::rounds::{self, Entry, Report, RoundsArgs, percentile};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use pcap_tests::netns::Namespace;
 use pcap_tests::topology::SERVER;
 use pcap_tests::traffic::{Transport, connect, listen};
@@ -28,9 +28,12 @@ const LOOK: Duration = Duration::from_millis(50);
 /// After so many failures a round is given up.
 const MAX_FAILURES: u64 = 100;
 
-/// Short connections per second: connect, 64 octets up, 1 KiB down, the server closes.
+/// Short connections per second: connect, 64 octets up, 1 KiB down, close.
 ///
-/// Example: plait bench connections --total 200000 --seconds 60
+/// Who closes first remembers the connection for a minute (TIME-WAIT), and so does each proxy on the same side: where clients
+/// close first, proxies that connect from one address to one address can run out of ports.
+///
+/// Example: plait bench connections --total 200000 --seconds 60 --first-close client
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct ConnectionsArgs {
@@ -42,9 +45,19 @@ pub struct ConnectionsArgs {
     /// How many at once.
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1000))]
     at_once: u16,
+    /// Who closes first.
+    #[arg(long, value_enum, default_value = "server")]
+    first_close: End,
     /// A round ends after so many seconds at the latest.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
     seconds: u64,
+}
+
+/// An end of a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum End {
+    Server,
+    Client,
 }
 
 /// One round of one contender.
@@ -73,7 +86,13 @@ struct Churn {
 /// Runs it and prints the table.
 pub fn run(args: &ConnectionsArgs) -> io::Result<()> {
     let (total, at_once, seconds) = (args.total, args.at_once, args.seconds);
-    let setting = format!("{total} connections, {at_once} at once, at most {seconds} s each");
+    let closer = match args.first_close {
+        End::Server => "server",
+        End::Client => "client",
+    };
+    let setting = format!(
+        "{total} connections, {at_once} at once, at most {seconds} s each; the {closer} closes first"
+    );
     let report = rounds::run(
         &args.rounds,
         "connections",
@@ -96,17 +115,21 @@ struct Shared {
 
 fn churn(args: &ConnectionsArgs, chain: &Chain) -> io::Result<Churn> {
     let shared = Arc::new(Shared::default());
-    let server = Server::start(&chain.net.server, usize::from(args.at_once))?;
+    // The client's own ports shall not be what runs out.
+    chain.net.client.set_sysctl("net.ipv4.ip_local_port_range", "1024 65535")?;
+    chain.net.client.set_sysctl("net.ipv4.tcp_tw_reuse", "1")?;
+    let closes = args.first_close;
+    let server = Server::start(&chain.net.server, usize::from(args.at_once), closes)?;
     // Proxies may still be starting; the first connection finds them up.
     let first = connect_in(&chain.net.client, chain.target)?;
-    one(first, Instant::now())?;
+    one(first, closes, Instant::now())?;
     let used = || Ok::<_, io::Error>((chain.cpu()?, chain.cpu()? + Cpu::of_this_process()?));
     let before = used()?;
     let begun = Instant::now();
     let clients = (0..args.at_once)
         .map(|_| {
             let (shared, target, total) = (Arc::clone(&shared), chain.target, args.total);
-            chain.net.client.spawn_thread("client", move || client(target, total, &shared))
+            chain.net.client.spawn_thread("client", move || client(target, total, closes, &shared))
         })
         .collect::<io::Result<Vec<_>>>()?;
     wait_until(begun + Duration::from_secs(args.seconds), || {
@@ -160,14 +183,19 @@ fn connect_in(namespace: &Namespace, target: SocketAddr) -> io::Result<Socket> {
 }
 
 /// Makes connections until there are no more tickets; when each ended and how long it took.
-fn client(target: SocketAddr, total: u64, shared: &Shared) -> Vec<(Instant, Duration)> {
+fn client(
+    target: SocketAddr,
+    total: u64,
+    closes: End,
+    shared: &Shared,
+) -> Vec<(Instant, Duration)> {
     let mut times = Vec::new();
     while !shared.stop.load(Ordering::Acquire)
         && shared.begun.fetch_add(1, Ordering::Relaxed) < total
     {
         let begun = Instant::now();
-        let took =
-            connect(target, Transport::Tcp, Some(CONGESTION)).and_then(|socket| one(socket, begun));
+        let took = connect(target, Transport::Tcp, Some(CONGESTION))
+            .and_then(|socket| one(socket, closes, begun));
         match took {
             Ok(took) => {
                 times.push((Instant::now(), took));
@@ -182,13 +210,13 @@ fn client(target: SocketAddr, total: u64, shared: &Shared) -> Vec<(Instant, Dura
 }
 
 /// One request over a connected socket.
-fn one(socket: Socket, begun: Instant) -> io::Result<Duration> {
+fn one(socket: Socket, closes: End, begun: Instant) -> io::Result<Duration> {
     socket.set_read_timeout(Some(PATIENCE))?;
     let mut stream = TcpStream::from(socket);
     stream.write_all(&REQUEST)?;
     let mut answer = [0; ANSWER.len()];
     stream.read_exact(&mut answer)?;
-    if answer != ANSWER || stream.read(&mut answer)? != 0 {
+    if answer != ANSWER || (closes == End::Server && stream.read(&mut answer)? != 0) {
         return Err(io::Error::from(io::ErrorKind::InvalidData));
     }
     Ok(begun.elapsed())
@@ -201,7 +229,7 @@ struct Server {
 }
 
 impl Server {
-    fn start(namespace: &Namespace, at_once: usize) -> io::Result<Server> {
+    fn start(namespace: &Namespace, at_once: usize, closes: End) -> io::Result<Server> {
         let at = SocketAddr::new(SERVER, PORT);
         let listener = namespace.run(|| listen(at, Transport::Tcp, Some(CONGESTION)))?;
         listener.set_read_timeout(Some(LOOK))?;
@@ -213,7 +241,7 @@ impl Server {
                 while !stop.load(Ordering::Acquire) {
                     if let Ok((socket, _)) = listener.accept() {
                         // A client that went away has counted it.
-                        let _ = answer(socket);
+                        let _ = answer(socket, closes);
                     }
                 }
             })?);
@@ -222,11 +250,15 @@ impl Server {
     }
 }
 
-fn answer(socket: Socket) -> io::Result<()> {
+fn answer(socket: Socket, closes: End) -> io::Result<()> {
     socket.set_read_timeout(Some(PATIENCE))?;
     let mut stream = TcpStream::from(socket);
     stream.read_exact(&mut [0; REQUEST.len()])?;
-    stream.write_all(&ANSWER)
+    stream.write_all(&ANSWER)?;
+    if closes == End::Client {
+        stream.read_exact(&mut [0; 1])?;
+    }
+    Ok(())
 }
 
 impl Drop for Server {
