@@ -36,10 +36,23 @@ impl Pair {
     pub fn start_with(name: &str, umcp: &str, dmcp: &str) -> Pair {
         let profiles = LINKS.map(|link| [parse::profile(link).expect("a link"); 2]);
         let net = Reference::build(&profiles).expect("namespaces (these tests need root)");
+        Pair::start_in(net, name, umcp, dmcp)
+    }
+
+    /// In a topology made already.
+    fn start_in(net: Reference, name: &str, umcp: &str, dmcp: &str) -> Pair {
         let scratch = Scratch::new(name);
         let dmcp = Appliance::start(&net.dmcp, "dmcp", dmcp, &scratch);
         let umcp = Appliance::start(&net.umcp, "umcp", umcp, &scratch);
         Pair { net, umcp, dmcp, scratch }
+    }
+
+    /// A number that `plait show ports` of the uMCP tells of its second link.
+    fn second_link(&self, counter: &str) -> u64 {
+        let ports = self.umcp.show("ports");
+        let row = ports.as_array().into_iter().flatten().find(|row| row["device"] == "wan2");
+        let count = row.and_then(|row| row["counters"][counter].as_u64());
+        count.unwrap_or_else(|| panic!("no {counter} of wan2: {ports}"))
     }
 
     /// How many connections the uMCP holds.
@@ -259,4 +272,40 @@ fn a_link_cut_and_restored_costs_no_octet_and_is_used_again() {
     let late = outcome.steady_rate(Duration::from_secs(7));
     assert!(late > 130e6, "after the link is back: {late} bit/s");
     pair.settle(1);
+}
+
+/// The second link's device is removed under both appliances, and made again with other link-layer addresses.
+fn a_connection_outlives_a_device(io: &str) {
+    let _turn = turn();
+    let net = Reference::direct(2).expect("namespaces (these tests need root)");
+    let [umcp, dmcp] = ["umcp", "dmcp"]
+        .map(|name| example(name).replace("io = \"af-packet\"", &format!("io = \"{io}\"")));
+    let pair = Pair::start_in(net, "device", &umcp, &dmcp);
+    let amount = Amount::For(Duration::from_secs(6));
+    let transfer = Transfer::tcp(SocketAddr::new(SERVER, 8001), Direction::Up, amount);
+    let running = traffic::start(&pair.net.client, &pair.net.server, transfer).expect("a transfer");
+    thread::sleep(Duration::from_secs(1));
+    assert!(pair.second_link("tx_frames") > 10, "it is used");
+    run(&pair.net.umcp, "ip", &["link", "del", "wan2"]);
+    thread::sleep(Duration::from_secs(1));
+    assert_eq!((pair.second_link("lost"), pair.second_link("reopened")), (1, 0));
+    let gone = pair.second_link("tx_octets");
+    pair.net.umcp.join("wan2", &pair.net.dmcp, "wan2").expect("a new device");
+    let outcome = running.finish().expect("both ends finish");
+    assert!(outcome.intact(), "{outcome:?}");
+    assert!(outcome.longest_gap < Duration::from_secs(1), "stall {:?}", outcome.longest_gap);
+    assert_eq!((pair.second_link("lost"), pair.second_link("reopened")), (1, 1));
+    let back = pair.second_link("tx_octets") - gone;
+    assert!(back > 1 << 20, "it is used again: {back} octets");
+    pair.settle(1);
+}
+
+#[test]
+fn a_connection_outlives_a_device_of_af_packet() {
+    a_connection_outlives_a_device("af-packet");
+}
+
+#[test]
+fn a_connection_outlives_a_device_of_af_xdp() {
+    a_connection_outlives_a_device("af-xdp");
 }

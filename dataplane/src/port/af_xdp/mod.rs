@@ -122,8 +122,9 @@ impl AfXdpPort {
             map.insert(number, &queue.anchor.fd).map_err(|e| failed(("filling the XSKMAP", e)))?;
             queues.push(queue);
         }
-        let checksum =
-            if device.is_virtual() { RxChecksum::MaybePartial } else { RxChecksum::Unknown };
+        // Behind the driver come the kernel's own packets, merged by GRO: their checksum field holds the pseudo-header sum.
+        let after_kernel = device.is_virtual() || mode == XdpMode::Generic;
+        let checksum = if after_kernel { RxChecksum::MaybePartial } else { RxChecksum::Unknown };
         let multicast = raw_socket(&device).map_err(|e| failed(("listening to multicast", e)))?;
         Ok(AfXdpPort {
             _multicast: multicast,
@@ -208,7 +209,7 @@ impl Port for AfXdpPort {
             mtu: self.device.mtu,
             segmentation: false,
             checksum_offload: true, // finished here, from sums found on receipt
-            super_frames_in: self.device.is_virtual(),
+            super_frames_in: self.mode == XdpMode::Generic || self.device.is_virtual(),
             zero_copy: self.queues.first().is_some_and(|q| q.anchor.zero_copy.get()),
         }
     }
