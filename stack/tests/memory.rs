@@ -16,7 +16,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 
 /// Octets that an idle bridged connection with two subflows may cost.
-const BUDGET: i64 = 2_560;
+const BUDGET: i64 = 2_368;
 /// Connections that are opened at a time.
 const BATCH: usize = 200;
 /// Octets that each carries in either direction.
@@ -255,14 +255,16 @@ fn an_idle_bridged_connection_with_two_subflows_stays_within_its_budget() {
         size_of::<Stream>(),
         size_of::<Tcb>()
     );
-    let mut chain = chain(connections);
+    let mut chain = chain(connections + BATCH);
+    // What a shard keeps for its turns, however many sessions it has, grows with the first of them.
+    chain.open(0, BATCH);
     let before = [Account::Umcp, Account::Dmcp].map(|account| {
         let live = &LIVE[account as usize];
         (live.asked.load(Relaxed), live.taken.load(Relaxed))
     });
     let resident_before = resident();
     for batch in 0..connections.div_ceil(BATCH) {
-        chain.open(batch, BATCH.min(connections - batch * BATCH));
+        chain.open(1 + batch, BATCH.min(connections - batch * BATCH));
     }
     // Two minutes later even the laziest deadline has passed.
     let nobody =
@@ -279,13 +281,14 @@ fn an_idle_bridged_connection_with_two_subflows_stays_within_its_budget() {
         let (asked, taken) = (each(&live.asked, before.0), each(&live.taken, before.1));
         println!("{name}: {asked} octets each, {taken} as malloc takes them; of which");
         for (i, n) in live.sizes.iter().enumerate() {
-            let n = n.load(Relaxed) as f64 / connections as f64;
+            let n = n.load(Relaxed) as f64 / (connections + BATCH) as f64;
             if n > 0.05 {
                 println!("    {n:.2} of {} octets", i * STEP);
             }
         }
         let occupancy = node.shard().occupancy();
-        assert_eq!((occupancy.sessions, occupancy.flows), (connections, 3 * connections));
+        let sessions = connections + BATCH;
+        assert_eq!((occupancy.sessions, occupancy.flows), (sessions, 3 * sessions));
         assert_eq!(node.shard().pool().free(), node.shard().pool().capacity(), "frames are held");
         assert!(taken <= BUDGET, "{name}: {taken} octets each, {BUDGET} allowed");
     }

@@ -27,13 +27,11 @@ pub struct TcpLeg {
     pub flow: FlowTuple,
     /// Its endpoint.
     pub stream: Stream,
-    /// Our SYN's number, so that forged ICMP errors can be told from true ones.
-    pub iss: SeqNum,
 }
 
 impl TcpLeg {
     fn is_opening(&self, seq: SeqNum) -> bool {
-        self.stream.phase() == Phase::Opening && seq == self.iss
+        self.stream.iss() == Some(seq) // forgers of ICMP errors do not know it
     }
 }
 

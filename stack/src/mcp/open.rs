@@ -148,7 +148,7 @@ impl Asked<'_> {
     fn near_tcp(&self, config: &Mcp, cx: &mut Cx<'_>) -> Leg {
         let opening = cx.opening(self.flow);
         let stream = Stream::accept(&config.tcp, self.syn, opening, cx.now);
-        Leg::Tcp(Box::new(TcpLeg { flow: self.flow, stream, iss: opening.iss }))
+        Leg::Tcp(Box::new(TcpLeg { flow: self.flow, stream }))
     }
 
     fn parts(&self, config: &Mcp, origin: Origin, mode: Mode, near: Leg, far: Leg) -> Parts {
@@ -315,7 +315,7 @@ pub(super) fn connect_plainly(
     let flow = config.far_flow(source, Transport::Tcp, client, server, cx)?;
     let opening = cx.opening(flow);
     let stream = Stream::connect(&config.tcp, opening, cx.now);
-    Some(Leg::Tcp(Box::new(TcpLeg { flow, stream, iss: opening.iss })))
+    Some(Leg::Tcp(Box::new(TcpLeg { flow, stream })))
 }
 
 fn connect_mptcp(

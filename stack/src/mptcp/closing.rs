@@ -27,8 +27,9 @@ impl Connection {
             let before = self.state;
             self.state = self.state.after(DataEvent::SendDataFin);
             if self.state != before {
-                self.fin_tries = 0;
-                self.fin_at = Some(now + self.patience());
+                let fin_at = Some(now + self.patience());
+                let ending = self.ending_mut();
+                (ending.fin_tries, ending.fin_at) = (0, fin_at);
                 self.ask_for_ack();
             }
         }
@@ -36,7 +37,7 @@ impl Connection {
             self.phase = Phase::Closing;
         }
         if self.state.is_over() {
-            self.fin_at = None;
+            self.ending_mut().fin_at = None;
             for sf in &mut self.subflows {
                 sf.close();
                 sf.give_up_when_stuck();
@@ -71,17 +72,17 @@ impl Connection {
 
     pub(super) fn on_data_fin_acked(&mut self) {
         self.state = self.state.after(DataEvent::DataFinAcked);
-        self.fin_at = None;
+        self.ending_mut().fin_at = None;
     }
 
     /// The peer's DATA_FIN stands at `fin`.
     pub(super) fn on_data_fin(&mut self, i: usize, fin: Dsn) {
-        if fin.before(self.rcv.nxt()) || self.rcv.fin.is_some_and(|known| known != fin) {
+        if fin.before(self.rcv.nxt()) || self.ending().peer_fin.is_some_and(|known| known != fin) {
             if !self.rcv.fin_taken {
                 self.counters.DSSNotMatching += 1;
             }
         } else {
-            self.rcv.fin = Some(fin);
+            self.ending_mut().peer_fin = Some(fin);
         }
         self.check_data_fin();
         if let (true, Some(sf)) = (self.rcv.fin_taken, self.subflows.get_mut(i)) {
@@ -91,7 +92,7 @@ impl Connection {
 
     /// Takes the peer's DATA_FIN when all before it has come.
     pub(super) fn check_data_fin(&mut self) {
-        if self.rcv.fin == Some(self.rcv.nxt()) && !self.rcv.fin_taken {
+        if self.ending().peer_fin == Some(self.rcv.nxt()) && !self.rcv.fin_taken {
             self.rcv.fin_taken = true;
             self.state = self.state.after(DataEvent::ReceiveDataFin);
             if matches!(self.mode, Mode::Mptcp) {
@@ -104,15 +105,16 @@ impl Connection {
     /// Time to send the DATA_FIN again, on every subflow.
     pub(super) fn on_fin_timer(&mut self, now: Instant) {
         if self.data_fin().is_none() {
-            self.fin_at = None;
+            self.ending_mut().fin_at = None;
             return;
         }
-        self.fin_tries += 1;
-        if self.fin_tries > MAX_DATA_FINS {
+        let tries = self.ending().fin_tries + 1;
+        self.ending_mut().fin_tries = tries;
+        if tries > MAX_DATA_FINS {
             return self.finish(CloseReason::TimedOut);
         }
-        let wait = self.patience() * (1 << self.fin_tries.min(6));
-        self.fin_at = Some(now + wait.min(Duration::from_secs(60)));
+        let wait = self.patience() * (1 << tries.min(6));
+        self.ending_mut().fin_at = Some(now + wait.min(Duration::from_secs(60)));
         for sf in &mut self.subflows {
             sf.request_ack();
         }
@@ -162,7 +164,7 @@ impl Connection {
         self.phase = Phase::Closed(why);
         self.state = self.state.after(DataEvent::SubflowsGone);
         self.snd.clear();
-        (self.fin_at, self.lonely_until, self.data_ack_at) = (None, None, None);
+        (self.ending, self.data_ack_at) = (None, None);
         self.tell(Event::Closed(why));
     }
 
@@ -201,10 +203,13 @@ impl Connection {
             Mode::Mptcp if why == CloseReason::Reset && !self.confirmed => self.finish(why),
             // Nobody there knows us any more.
             Mode::Mptcp if join && why == CloseReason::Refused => self.finish(CloseReason::Reset),
-            Mode::Mptcp if self.lonely_until.is_some_and(|until| until <= now) => self.finish(why),
+            Mode::Mptcp if self.ending().lonely_until.is_some_and(|until| until <= now) => {
+                self.finish(why)
+            }
             Mode::Mptcp => {
                 // RFC 8684 3.3.3: break before make; without subflows a connection lives on for a while.
-                self.lonely_until = self.lonely_until.or(Some(now + self.cfg.close_timeout));
+                let until = now + self.cfg.close_timeout;
+                self.ending_mut().lonely_until.get_or_insert(until);
                 if self.role == Role::Initiator {
                     self.paths.retry_now(now);
                 }
@@ -214,11 +219,12 @@ impl Connection {
 
     /// The peer's FIN on subflow `i`, in order.
     pub(super) fn on_subflow_fin(&mut self, i: usize) {
+        let nxt = self.rcv.nxt();
         let Some(sf) = self.subflows.get_mut(i) else { return };
         sf.peer_fin = true;
         match &self.mode {
             Mode::Plain(_) => {
-                self.rcv.fin = Some(self.rcv.nxt());
+                self.ending_mut().peer_fin = Some(nxt);
                 self.check_data_fin();
             }
             // The peer sends no more here, so that this subflow serves nobody for long: it is closed from our side as
@@ -227,7 +233,7 @@ impl Connection {
                 let never_mptcp = !self.rcv.dss_seen && self.subflows.len() == 1;
                 if never_mptcp {
                     self.fall_back(i, FallbackCause::DataWithoutDss, None);
-                    self.rcv.fin = Some(self.rcv.nxt());
+                    self.ending_mut().peer_fin = Some(nxt);
                     self.check_data_fin();
                 } else if let Some(sf) = self.subflows.get_mut(i) {
                     sf.close();

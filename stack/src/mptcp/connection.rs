@@ -71,8 +71,6 @@ pub(super) struct Receive {
     pub text: Reassembly<Dsn>,
     /// Right edge of the window; it never retreats (RFC 8684 3.3.4).
     pub edge: Dsn,
-    /// Where the peer's DATA_FIN (or FIN, after a fallback) stands, once known.
-    pub fin: Option<Dsn>,
     pub fin_taken: bool,
     /// The peer uses 64-bit DSNs, so DATA_ACKs must be as long (RFC 8684 3.3.2).
     pub long: bool,
@@ -80,6 +78,18 @@ pub(super) struct Receive {
     pub acked: Dsn,
     /// A DSS with a mapping or DATA_ACK was seen.
     pub dss_seen: bool,
+}
+
+/// What matters only when a direction ends, or the last subflow is gone.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Ending {
+    /// Where the peer's DATA_FIN (or FIN, after a fallback) stands, once known.
+    pub peer_fin: Option<Dsn>,
+    /// When our DATA_FIN is sent again, and how often it was.
+    pub fin_at: Option<Instant>,
+    pub fin_tries: u8,
+    /// Until when we live without subflows.
+    pub lonely_until: Option<Instant>,
 }
 
 /// A Multipath TCP connection, or the plain TCP connection it turned into at the handshake. Sans-IO: after every call
@@ -99,8 +109,6 @@ pub struct Connection {
     pub(super) first: FlowTuple,
     pub(super) syns_sent: u8,
     pub(super) syn_plain: bool,
-    pub(super) accept_text: u32,
-    pub(super) answer_len: u32,
     pub(super) subflows: Vec<Subflow>,
     /// The subflow that is to be asked first.
     pub(super) cursor: u8,
@@ -119,16 +127,13 @@ pub struct Connection {
     pub(super) phase: Phase,
     pub(super) paths: PathManager,
     pub(super) stall_count: u8,
-    pub(super) fin_at: Option<Instant>,
-    pub(super) fin_tries: u8,
-    pub(super) lonely_until: Option<Instant>,
+    pub(super) ending: Option<Box<Ending>>,
     pub(super) dirty: bool,
     news: Option<Box<News>>,
     pub(super) counters: Tally,
     pub(super) subflows_total: u8,
     pub(super) bytes_sent: u64,
     pub(super) bytes_retrans: u64,
-    pub(super) bytes_received: u64,
     pub(super) bytes_acked: u64,
 }
 
@@ -152,8 +157,6 @@ impl Connection {
             first: flow,
             syns_sent: 0,
             syn_plain: false,
-            accept_text: 0,
-            answer_len: 0,
             subflows: Vec::with_capacity(2),
             cursor: 0,
             snd: SendQueue::new(idsn + 1),
@@ -168,16 +171,13 @@ impl Connection {
             phase: Phase::Opening,
             paths: PathManager::new(),
             stall_count: 0,
-            fin_at: None,
-            fin_tries: 0,
-            lonely_until: None,
+            ending: None,
             dirty: true,
             news: None,
             counters: Tally::default(),
             subflows_total: 1,
             bytes_sent: 0,
             bytes_retrans: 0,
-            bytes_received: 0,
             bytes_acked: 0,
             cfg,
         }
@@ -217,9 +217,9 @@ impl Connection {
         let own = [
             self.snd.watch().and_then(|watch| watch.stall_at),
             self.snd.watch().and_then(|watch| watch.probe_at),
-            self.fin_at,
+            self.ending().fin_at,
             self.data_ack_at,
-            self.lonely_until,
+            self.ending().lonely_until,
             self.paths.deadline().filter(|_| self.manages_paths()),
         ];
         let below = self.subflows.iter().map(Subflow::deadline);
@@ -328,7 +328,7 @@ impl Connection {
             csum_enabled: self.checksum,
             retransmits: u64::from(self.stall_count),
             bytes_sent: self.bytes_sent,
-            bytes_received: self.bytes_received,
+            bytes_received: self.rcv.nxt().since(self.first_dsn()),
             bytes_acked: self.bytes_acked,
             bytes_retrans: self.bytes_retrans,
             fallback: matches!(self.mode, Mode::Plain(_)),
@@ -354,7 +354,7 @@ impl Connection {
     pub fn assert_invariants(&self) {
         self.snd.assert_invariants();
         assert!(self.rcv.nxt().at_or_before(self.rcv.edge), "nothing beyond the window is taken");
-        assert!(self.rcv.fin.is_none_or(|fin| self.rcv.nxt().at_or_before(fin)));
+        assert!(self.ending().peer_fin.is_none_or(|fin| self.rcv.nxt().at_or_before(fin)));
         let closed = matches!(self.phase, Phase::Closed(_));
         assert!(!closed || self.subflows.is_empty(), "closed means no subflows");
         assert!(self.subflows.len() <= usize::from(self.cfg.max_subflows));
@@ -364,6 +364,14 @@ impl Connection {
                 assert!(run.seq_end.at_or_before(sf.tx_next));
             }
         }
+    }
+
+    pub(super) fn ending(&self) -> Ending {
+        self.ending.as_deref().copied().unwrap_or_default()
+    }
+
+    pub(super) fn ending_mut(&mut self) -> &mut Ending {
+        self.ending.get_or_insert_default()
     }
 
     pub(super) fn index_of(&self, flow: FlowTuple) -> Option<usize> {
@@ -420,7 +428,6 @@ impl Receive {
         Receive {
             text: Reassembly::new(nxt),
             edge: nxt + u64::from(window),
-            fin: None,
             fin_taken: false,
             long: false,
             acked: nxt,

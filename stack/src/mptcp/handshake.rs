@@ -123,11 +123,12 @@ impl Connection {
         let mut connection = Connection::blank(cfg, Role::Responder, key, flow);
         connection.checksum |= capable.flags & MP_CAPABLE_CHECKSUM != 0;
         connection.paths.initial_remote_forbidden = capable.flags & MP_CAPABLE_NO_JOIN_HERE != 0;
-        connection.accept_text = accept_text;
         connection.counters.MPCapableSYNRX += 1;
         let held = SynReceived::new(&connection.cfg.subflow, syn, opening(rng), accept_text, now);
+        let (rx_base, tx_base) = (held.irs() + accept_text, held.iss());
         let stage = Stage::SynReceived(Box::new(held));
         let mut subflow = Subflow::new(flow, stage, Handshake::Initial, (0, 0));
+        (subflow.rx_base, subflow.tx_base) = (rx_base, tx_base);
         subflow.peer_scale = scale_of(&syn.options);
         connection.subflows.push(subflow);
         Some(connection)
@@ -135,8 +136,9 @@ impl Connection {
 
     /// Answers the SYN held since [`Connection::accept`], with `synack_text` outside of the data sequence space.
     pub fn answer(&mut self, synack_text: Chain, now: Instant) {
-        self.answer_len = synack_text.len();
-        if let Some(Stage::SynReceived(syn)) = self.subflows.first_mut().map(|sf| &mut sf.stage) {
+        let Some(sf) = self.subflows.first_mut() else { return };
+        if let Stage::SynReceived(syn) = &mut sf.stage {
+            sf.tx_base = syn.iss() + synack_text.len();
             syn.answer(synack_text, now);
         }
     }
@@ -208,7 +210,9 @@ impl Connection {
         held.answer(Chain::new(), now);
         let handshake = Handshake::JoinReceived(Box::new(JoinAnswer { nonce, answer, expected }));
         let ids = (self.local_id(flow.local.addr), remote_id);
+        let (rx_base, tx_base) = (held.irs(), held.iss());
         let mut subflow = Subflow::new(flow, Stage::SynReceived(Box::new(held)), handshake, ids);
+        (subflow.rx_base, subflow.tx_base) = (rx_base, tx_base);
         subflow.peer_scale = scale_of(&syn.options);
         subflow.backup = backup;
         self.add_subflow(subflow);
@@ -355,13 +359,12 @@ impl Connection {
             }
             _ => None,
         });
-        let (accepted, answered) = (self.accept_text, self.answer_len);
         let Some(sf) = self.subflows.get_mut(i) else { return };
         let initial = matches!(sf.handshake, Handshake::Initial);
-        let (accepted, answered) = if initial { (accepted, answered) } else { (0, 0) };
-        if let Stage::SynReceived(syn) = &sf.stage {
-            (sf.rx_base, sf.tx_base) = (syn.irs() + accepted, syn.iss() + answered);
-        }
+        let answered = match &sf.stage {
+            Stage::SynReceived(syn) => sf.tx_base.since(syn.iss()),
+            _ => 0,
+        };
         sf.tx_next = sf.tx_base + 1;
         sf.stage = Stage::Open(tcb);
         if !initial {

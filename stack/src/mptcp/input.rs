@@ -124,7 +124,9 @@ impl Connection {
             sf.handshake = Handshake::Joined;
             let flow = sf.flow;
             self.paths.on_joined(flow);
-            self.lonely_until = None;
+            if let Some(ending) = &mut self.ending {
+                ending.lonely_until = None;
+            }
         }
     }
 
@@ -313,7 +315,7 @@ impl Connection {
         }
     }
 
-    fn first_dsn(&self) -> Dsn {
+    pub(super) fn first_dsn(&self) -> Dsn {
         self.peer.map_or(Dsn(0), |peer| peer.idsn() + 1)
     }
 
@@ -438,12 +440,10 @@ impl Connection {
             }
             text.truncate(self.rcv.edge.since(dsn) as u32);
         }
-        let before = self.rcv.nxt();
-        if before.before(dsn) {
+        if self.rcv.nxt().before(dsn) {
             self.counters.OFOQueue += 1;
         }
         self.rcv.text.insert(dsn, text);
-        self.bytes_received += self.rcv.nxt().since(before);
         self.check_data_fin();
     }
 }

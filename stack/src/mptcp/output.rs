@@ -77,7 +77,7 @@ impl Connection {
         if due(self.snd.watch().and_then(|watch| watch.probe_at)) {
             self.probe_window();
         }
-        if due(self.fin_at) {
+        if due(self.ending().fin_at) {
             self.on_fin_timer(now);
         }
         if due(self.data_ack_at) {
@@ -86,7 +86,7 @@ impl Connection {
                 self.ask_for_ack();
             }
         }
-        if due(self.lonely_until) {
+        if due(self.ending().lonely_until) {
             self.finish(CloseReason::TimedOut);
         }
     }

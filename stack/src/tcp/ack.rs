@@ -25,7 +25,7 @@ impl Tcb {
         let pipe_before = self.queue.pipe();
         let (acked, mut progress) = self.update_scoreboard(seg, ack, now);
         if progress.advanced > 0 {
-            self.rtos = 0;
+            self.rtt.timeouts = 0;
             self.rtt.reset_backoff();
             self.rto_base = now;
             self.sums.bytes_acked += u64::from(acked);

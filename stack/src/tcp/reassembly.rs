@@ -15,8 +15,8 @@ const MAX_PIECES: usize = 8192;
 pub struct Reassembly<S> {
     /// First octet not yet in order.
     nxt: S,
-    /// In order, not yet taken.
-    ready: Chain,
+    /// In order, not yet taken; its owner takes it in the same turn, so that at rest there is none.
+    ready: Option<Box<Chain>>,
     /// What is out of order, while anything is.
     early: Option<Box<Early<S>>>,
 }
@@ -32,7 +32,7 @@ struct Early<S> {
 impl<S: Sequence> Reassembly<S> {
     /// Expects octet `nxt` first.
     pub fn new(nxt: S) -> Self {
-        Reassembly { nxt, ready: Chain::new(), early: None }
+        Reassembly { nxt, ready: None, early: None }
     }
 
     /// The first octet that is still missing.
@@ -42,7 +42,7 @@ impl<S: Sequence> Reassembly<S> {
 
     /// Octets in order and not yet taken.
     pub fn ready(&self) -> u32 {
-        self.ready.len()
+        self.ready.as_ref().map_or(0, |ready| ready.len())
     }
 
     /// Octets held out of order.
@@ -67,7 +67,7 @@ impl<S: Sequence> Reassembly<S> {
         if at == self.nxt && self.early.is_none() {
             let len = text.len();
             self.nxt = at.advanced(u64::from(len));
-            self.ready.append(text);
+            self.ready.get_or_insert_default().append(text);
             return len;
         }
         let nxt = self.nxt;
@@ -86,7 +86,7 @@ impl<S: Sequence> Reassembly<S> {
         {
             self.nxt = self.nxt.advanced(u64::from(chain.len()));
             early.octets -= chain.len();
-            self.ready.append(chain);
+            self.ready.get_or_insert_default().append(chain);
         }
         if early.pieces.is_empty() {
             self.early = None;
@@ -95,24 +95,22 @@ impl<S: Sequence> Reassembly<S> {
 
     /// Takes all that is in order; `None` if nothing is.
     pub fn take(&mut self) -> Option<Chain> {
-        (!self.ready.is_empty()).then(|| core::mem::take(&mut self.ready))
+        self.ready.take().map(|ready| *ready)
     }
 
     /// Takes at most `limit` octets in order.
     pub fn take_at_most(&mut self, limit: u32) -> Option<Chain> {
-        if self.ready.is_empty() || limit == 0 {
-            return None;
-        }
-        if limit >= self.ready.len() {
+        if limit >= self.ready() {
             return self.take();
         }
-        let rest = self.ready.split_off(limit);
-        Some(core::mem::replace(&mut self.ready, rest))
+        let ready = self.ready.as_mut().filter(|_| limit > 0)?;
+        let rest = ready.split_off(limit);
+        Some(core::mem::replace(ready, rest))
     }
 
     /// Forgets everything, frames go back to their pool.
     pub fn clear(&mut self) {
-        self.ready = Chain::new();
+        self.ready = None;
         self.early = None;
     }
 

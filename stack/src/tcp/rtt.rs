@@ -22,11 +22,13 @@ pub(super) struct Rtt {
     min: Option<(Span, Span, Instant)>,
     backoff: u8,
     syn_timed_out: bool,
+    /// Timeouts in a row.
+    pub(super) timeouts: u8,
 }
 
 impl Rtt {
     pub(super) fn new() -> Rtt {
-        Rtt { measured: None, min: None, backoff: 0, syn_timed_out: false }
+        Rtt { measured: None, min: None, backoff: 0, syn_timed_out: false, timeouts: 0 }
     }
 
     /// The SYN timed out: nothing was measured and the network may be slow.

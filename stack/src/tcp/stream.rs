@@ -93,6 +93,15 @@ impl Stream {
         }
     }
 
+    /// ISS, during the handshake.
+    pub fn iss(&self) -> Option<SeqNum> {
+        match &self.life {
+            Life::SynSent(syn) => Some(syn.iss()),
+            Life::SynReceived(syn) => Some(syn.iss()),
+            _ => None,
+        }
+    }
+
     /// Refuses the held SYN.
     pub fn refuse(&mut self) {
         if let Life::SynReceived(syn) = &mut self.life {

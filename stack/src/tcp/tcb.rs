@@ -183,8 +183,7 @@ pub struct Tcb {
     pub(super) rto_base: Instant,
     pub(super) last_sent: Instant,
     pub(super) last_heard: Instant,
-    /// Timeouts or unanswered probes in a row.
-    pub(super) rtos: u8,
+    /// Unanswered probes in a row.
     pub(super) probes: u8,
     pub(super) reset: Reset,
     /// Option room at the last poll: what the MSS was.
@@ -194,7 +193,7 @@ pub struct Tcb {
 }
 
 /// Of every idle connection that is bridged to two subflows there are three.
-const _: () = assert!(size_of::<Tcb>() <= 272);
+const _: () = assert!(size_of::<Tcb>() <= 264);
 
 /// A send that the timer wants, beyond what the windows allow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -291,7 +290,6 @@ impl Tcb {
             rto_base: now,
             last_sent: now,
             last_heard: now,
-            rtos: 0,
             probes: 0,
             reset: Reset::No,
             room: OptionRoom::default(),
@@ -484,7 +482,7 @@ impl Tcb {
 
     /// Retransmission timeouts since the peer last acknowledged something.
     pub fn consecutive_rtos(&self) -> u8 {
-        self.rtos
+        self.rtt.timeouts
     }
 
     /// Whether the peer acknowledged our FIN.

@@ -68,9 +68,9 @@ impl Tcb {
         // A peer that closed its window over text in flight, and answers, is alive: probe for ever (MUST-36).
         let answered = self.snd.wnd == 0 && self.last_heard >= self.rto_base;
         if !answered {
-            self.rtos = self.rtos.saturating_add(1);
+            self.rtt.timeouts = self.rtt.timeouts.saturating_add(1);
         }
-        if self.rtos > self.cfg.data_retries {
+        if self.rtt.timeouts > self.cfg.data_retries {
             return Some(CloseReason::TimedOut);
         }
         self.trouble().rtos += 1;
@@ -155,7 +155,7 @@ impl Tcb {
             && self.queue.sacked() == 0
             && self.probe().is_none()
             && self.due.is_none()
-            && self.rtos == 0
+            && self.rtt.timeouts == 0
     }
 
     fn keepalive_timer(&self) -> Option<(Awaited, Instant)> {
