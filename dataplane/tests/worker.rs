@@ -291,7 +291,8 @@ fn an_idle_worker_costs_nothing_unless_it_polls() {
             let sleeps = running.link.ask(|w| w.stats().sleeps).unwrap();
             if io_mode == IoMode::BusyPoll {
                 assert_eq!(sleeps, 0, "{io:?}");
-                assert!(used > Duration::from_millis(200), "{io:?}: it shares its core: {used:?}");
+                // Not more: it may have to share its core with all that runs beside this test.
+                assert!(used > Duration::from_millis(20), "{io:?}: {used:?}");
             } else {
                 assert!(sleeps > 0, "{io:?} {io_mode:?}");
                 assert!(used < Duration::from_millis(20), "{io:?} {io_mode:?}: {used:?}");
