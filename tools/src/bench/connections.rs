@@ -11,11 +11,12 @@ use pcap_tests::topology::SERVER;
 use pcap_tests::traffic::{Transport, connect, listen};
 use serde::Serialize;
 use socket2::Socket;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -73,6 +74,8 @@ struct Churn {
     complete: u64,
     /// Connections that were not.
     failed: u64,
+    /// How they failed, and how many each way.
+    errors: BTreeMap<String, u64>,
     /// Milliseconds from connect to the end of the answer.
     p50_ms: f64,
     /// The 99th percentile.
@@ -111,6 +114,7 @@ struct Shared {
     complete: AtomicU64,
     failed: AtomicU64,
     stop: AtomicBool,
+    errors: Mutex<BTreeMap<String, u64>>,
 }
 
 fn churn(args: &ConnectionsArgs, chain: &Chain) -> io::Result<Churn> {
@@ -163,6 +167,7 @@ fn churn(args: &ConnectionsArgs, chain: &Chain) -> io::Result<Churn> {
         last_tenth_per_s: rate(&ends, all - all / 10, all),
         complete: all as u64,
         failed,
+        errors: shared.errors.lock().map(|errors| errors.clone()).unwrap_or_default(),
         p50_ms: millis(0.5),
         p99_ms: millis(0.99),
         chain_cpu_s_per_1000: (after.1 - before.1).total() * per_1000,
@@ -201,8 +206,11 @@ fn client(
                 times.push((Instant::now(), took));
                 shared.complete.fetch_add(1, Ordering::Relaxed);
             }
-            Err(_) => {
+            Err(error) => {
                 shared.failed.fetch_add(1, Ordering::Relaxed);
+                if let Ok(mut errors) = shared.errors.lock() {
+                    *errors.entry(format!("{:?}: {error}", error.kind())).or_default() += 1;
+                }
             }
         }
     }
@@ -310,6 +318,11 @@ fn table(report: &Report<Churn>) -> String {
     }
     out.push('\n');
     out += &report.notes();
+    for entry in &report.contenders {
+        for (error, count) in entry.rounds.iter().flat_map(|churn| &churn.errors) {
+            let _ = writeln!(out, "{}: {count} failed: {error}", entry.contender.name());
+        }
+    }
     out
 }
 
