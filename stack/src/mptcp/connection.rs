@@ -344,7 +344,7 @@ impl Connection {
             backup: sf.backup,
             stale: sf.stale,
             bytes_sent: sf.bytes_sent,
-            bytes_received: sf.bytes_received,
+            bytes_received: sf.bytes_received(),
             tcp: sf.tcb().map(|tcb| tcb.info()),
         })
     }

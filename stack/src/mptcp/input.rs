@@ -258,7 +258,7 @@ impl Connection {
             self.counters.DSSNotMatching += 1;
             return self.reset_subflow(i, ResetReason::MptcpSpecific, false);
         }
-        let text = u32::from(mapping.len) - u32::from(data_fin);
+        let text = mapping.len - u16::from(data_fin);
         let declared = Declared {
             seq,
             dsn,
@@ -298,7 +298,6 @@ impl Connection {
     /// Text that TCP has taken. In order or not, it is mapped at once, unless checksums make it wait.
     fn on_text(&mut self, i: usize, seq: SeqNum, text: Chain, bare: bool) {
         let Some(sf) = self.subflows.get_mut(i) else { return };
-        sf.bytes_received += u64::from(text.len());
         let complete = matches!(sf.handshake, Handshake::Initial | Handshake::Joined);
         match &self.mode {
             Mode::Plain(_) => self.take_plain(seq, text),
@@ -375,10 +374,10 @@ impl Connection {
                 self.counters.DSSNotMatching += 1;
                 return self.reset_subflow(i, ResetReason::MptcpSpecific, false);
             }
-            if order.ready() < m.text {
+            if order.ready() < u32::from(m.text) {
                 return;
             }
-            let Some(mut text) = order.take_at_most(m.text) else { return };
+            let Some(mut text) = order.take_at_most(u32::from(m.text)) else { return };
             let sum = text.sum();
             if m.checksum.is_some_and(|c| {
                 let ours = dss_checksum(m.dsn, m.ssn, m.len, sum);

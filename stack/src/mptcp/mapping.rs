@@ -59,7 +59,7 @@ pub struct Declared {
     /// First octet's DSN.
     pub dsn: Dsn,
     /// Octets of text, a DATA_FIN not counted.
-    pub text: u32,
+    pub text: u16,
     /// SSN as on the wire, for the checksum.
     pub ssn: u32,
     /// Length as on the wire, for the checksum.
@@ -70,7 +70,7 @@ pub struct Declared {
 
 impl Declared {
     fn end(&self) -> SeqNum {
-        self.seq + self.text
+        self.seq + u32::from(self.text)
     }
 }
 
@@ -199,7 +199,7 @@ mod tests {
         Declared {
             seq: SeqNum(seq),
             dsn: Dsn(dsn),
-            text,
+            text: text as u16,
             ssn: seq,
             len: text as u16,
             checksum: None,

@@ -170,7 +170,6 @@ pub(super) struct Subflow {
     /// Options to send once, on the next segments without text.
     pub signals: Signals,
     pub bytes_sent: u64,
-    pub bytes_received: u64,
 }
 
 impl Subflow {
@@ -205,7 +204,6 @@ impl Subflow {
             reset: None,
             signals: Signals::default(),
             bytes_sent: 0,
-            bytes_received: 0,
         }
     }
 
@@ -271,6 +269,11 @@ impl Subflow {
         if let Some(tcb) = self.tcb_mut() {
             tcb.request_ack();
         }
+    }
+
+    /// Octets of text that arrived here.
+    pub(super) fn bytes_received(&self) -> u64 {
+        self.tcb().map_or(0, |tcb| tcb.bytes_received())
     }
 
     /// Text of a full segment with `room`.

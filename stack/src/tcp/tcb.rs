@@ -457,6 +457,11 @@ impl Tcb {
         self.queue.flight()
     }
 
+    /// Octets of text received, each counted once.
+    pub fn bytes_received(&self) -> u64 {
+        self.sums.bytes_received
+    }
+
     /// Smoothed round-trip time, once measured.
     pub fn srtt(&self) -> Option<Duration> {
         self.rtt.srtt()
