@@ -23,6 +23,6 @@ pub use config::{
     Action, Explanation, McpConfig, RemoteMcp, Rule, Service, SourceMode, Transport, explain,
 };
 pub use info::{ConnectionInfo, ConnectionState, LegInfo, Mode, Origin};
-pub use leg::Leg;
+pub use leg::{Leg, TcpLeg};
 pub use negative_cache::{NegativeCache, WhyAvoided};
 pub use policy::Mcp;
