@@ -16,7 +16,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 
 /// Octets that an idle bridged connection with two subflows may cost.
-const BUDGET: i64 = 2_304;
+const BUDGET: i64 = 2_240;
 /// Connections that are opened at a time.
 const BATCH: usize = 200;
 /// Octets that each carries in either direction.

@@ -180,7 +180,7 @@ impl Connection {
         self.tell(Event::FlowClosed(sf.flow, time_wait));
         self.dirty = true;
         if !self.state.is_over() && self.abort_wanted.is_none() {
-            self.paths.on_subflow_gone(sf.flow, now);
+            self.paths.on_subflow_gone(sf.flow, self.first, now);
         }
         if self.subflows.is_empty() {
             self.on_last_subflow_gone(&sf, why, now);

@@ -50,6 +50,8 @@ struct Announcement {
 pub(super) struct PathManager {
     /// Flag C of the peer: no joins to the address and port it was sent from.
     pub initial_remote_forbidden: bool,
+    /// The first subflow is to be opened again when it is lost; only then it gets its path.
+    reopens_first: bool,
     paths: Vec<Path>,
     announcements: Vec<Announcement>,
     remotes: Vec<(u8, Endpoint)>,
@@ -60,6 +62,7 @@ impl PathManager {
     pub(super) fn new() -> PathManager {
         PathManager {
             initial_remote_forbidden: false,
+            reopens_first: false,
             paths: Vec::new(),
             announcements: Vec::new(),
             remotes: Vec::new(),
@@ -118,7 +121,11 @@ impl PathManager {
         }
     }
 
-    pub(super) fn on_subflow_gone(&mut self, flow: FlowTuple, now: Instant) {
+    pub(super) fn on_subflow_gone(&mut self, flow: FlowTuple, first: FlowTuple, now: Instant) {
+        if flow == first && core::mem::take(&mut self.reopens_first) {
+            let (local, remote) = (flow.local.addr, flow.remote);
+            self.paths.push(Path { local, remote, remote_id: 0, tries: 0, next: None });
+        }
         for p in &mut self.paths {
             if p.local == flow.local.addr && p.remote == flow.remote && p.next.is_none() {
                 let wait = (MIN_BACKOFF * (1 << p.tries.min(6))).min(MAX_BACKOFF);
@@ -186,11 +193,7 @@ impl Connection {
     fn start_paths(&mut self, now: Instant) {
         let (cfg, first) = (self.cfg.clone(), self.first);
         if self.role == Role::Initiator && !self.paths.initial_remote_forbidden {
-            // The first subflow is there; the entry is for opening it again.
-            self.paths.want(first.local.addr, first.remote, 0, now);
-            if let Some(path) = self.paths.paths.last_mut() {
-                path.next = None;
-            }
+            self.paths.reopens_first = true;
             for a in cfg.addresses.iter().filter(|a| a.subflow && a.addr != first.local.addr) {
                 if a.reaches(first.remote.addr) {
                     self.paths.want(a.addr, first.remote, 0, now);
@@ -319,6 +322,7 @@ impl Connection {
         for id in ids {
             self.paths.remotes.retain(|(known, _)| known != id);
             self.paths.paths.retain(|p| p.remote_id != *id);
+            self.paths.reopens_first &= *id != 0;
             for i in 0..self.subflows.len() {
                 let others =
                     self.subflows.iter().enumerate().any(|(j, sf)| j != i && sf.is_usable());
