@@ -91,7 +91,7 @@ pub fn run(args: &ChainArgs) -> io::Result<()> {
         |t| format!("{:.2} Gbit/s, {:.3} cpu-s/GB", t.gbit_per_s, t.chain_cpu_s_per_gb),
     )?;
     print!("{}", table(&report));
-    Ok(())
+    report.check()
 }
 
 /// Counters at one moment.

@@ -104,7 +104,7 @@ pub fn run(args: &ConnectionsArgs) -> io::Result<()> {
         |c| format!("{:.0}/s, {} failed", c.connections_per_s, c.failed),
     )?;
     print!("{}", table(&report));
-    Ok(())
+    report.check()
 }
 
 #[derive(Debug, Default)]

@@ -66,7 +66,7 @@ pub fn run(args: &LatencyArgs) -> io::Result<()> {
         |l| format!("p50 {:.0} us, p99 {:.0} us", l.p50_us, l.p99_us),
     )?;
     print!("{}", table(&report));
-    Ok(())
+    report.check()
 }
 
 fn requests(args: &LatencyArgs, chain: &Chain) -> io::Result<Latency> {

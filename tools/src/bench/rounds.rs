@@ -244,6 +244,17 @@ impl<R> Report<R> {
         self.contenders.iter().find(|entry| entry.contender == Contender::None)
     }
 
+    /// Fails if somebody took part and never gave a result.
+    pub fn check(&self) -> io::Result<()> {
+        let silent = |entry: &&Entry<R>| entry.left_out.is_none() && entry.rounds.is_empty();
+        let names: Vec<_> =
+            self.contenders.iter().filter(silent).map(|entry| entry.contender.name()).collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        Err(io::Error::other(format!("no result from {}", names.join(", "))))
+    }
+
     /// The head of the table for people.
     pub fn head(&self) -> String {
         let offloads = match self.offloads {
