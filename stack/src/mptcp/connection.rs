@@ -137,6 +137,9 @@ pub struct Connection {
     pub(super) bytes_acked: u64,
 }
 
+/// At rest nothing of it is elsewhere but its subflows and the paths that it knows of.
+const _: () = assert!(size_of::<Connection>() <= 360 && size_of::<Subflow>() <= 184);
+
 impl Connection {
     pub(super) fn blank(
         cfg: Rc<SharedConfig>,

@@ -190,6 +190,10 @@ impl SynSent {
         SynSent { cfg: cfg.clone(), opening, text, attempt: Attempt::new(), reply: None }
     }
 
+    pub(super) fn cfg(&self) -> &TcpConfig {
+        &self.cfg
+    }
+
     /// ISS.
     pub fn iss(&self) -> SeqNum {
         self.opening.iss
@@ -332,6 +336,10 @@ impl SynReceived {
             answer: Answer::Held,
             challenge: false,
         }
+    }
+
+    pub(super) fn cfg(&self) -> &TcpConfig {
+        &self.cfg
     }
 
     /// ISS.

@@ -48,7 +48,6 @@ struct Early {
 #[derive(Debug)]
 pub struct Stream {
     life: Life,
-    cfg: Rc<TcpConfig>,
     early: Option<Box<Early>>,
     inbox: Reassembly<SeqNum>,
     fin_received: bool,
@@ -64,7 +63,6 @@ impl Stream {
             inbox: Reassembly::new(SeqNum(0)),
             fin_received: false,
             granted: cfg.receive_buffer,
-            cfg: cfg.clone(),
         }
     }
 
@@ -76,14 +74,6 @@ impl Stream {
     /// Holds a SYN; its text, if any, is not taken.
     pub fn accept(cfg: &Rc<TcpConfig>, syn: &Segment, opening: Opening, now: Instant) -> Stream {
         Stream::new(cfg, Life::SynReceived(Box::new(SynReceived::new(cfg, syn, opening, 0, now))))
-    }
-
-    /// An endpoint around a flow whose handshake somebody else made. Text of the handshake is theirs.
-    pub fn from_tcb(cfg: &Rc<TcpConfig>, tcb: Box<Tcb>) -> Stream {
-        let nxt = tcb.rcv_nxt();
-        let mut stream = Stream::new(cfg, Life::Flow(tcb));
-        stream.inbox = Reassembly::new(nxt);
-        stream
     }
 
     /// Answers the held SYN.
@@ -269,13 +259,24 @@ impl Stream {
             },
             _ => return 0,
         };
-        self.cfg.send_buffer.saturating_sub(queued)
+        self.cfg().map_or(0, |cfg| cfg.send_buffer.saturating_sub(queued))
+    }
+
+    /// The configuration, as long as there is a handshake or a flow.
+    fn cfg(&self) -> Option<&TcpConfig> {
+        match &self.life {
+            Life::SynSent(syn) => Some(syn.cfg()),
+            Life::SynReceived(syn) => Some(syn.cfg()),
+            Life::Flow(tcb) => Some(&tcb.cfg),
+            Life::TimeWait(..) | Life::Closed(..) => None,
+        }
     }
 
     /// Octets the owner can take now, those waiting in [`Stream::recv`] included. Until the first call it is the
     /// receive buffer; it holds until the next.
     pub fn grant(&mut self, octets: u32) {
-        self.granted = octets.min(self.cfg.receive_buffer);
+        let Some(cfg) = self.cfg() else { return };
+        self.granted = octets.min(cfg.receive_buffer);
         let ready = self.inbox.ready();
         if let Life::Flow(tcb) = &mut self.life {
             tcb.set_window(self.granted.saturating_sub(ready));
