@@ -91,6 +91,8 @@ fn config(checksum: bool) -> McpConfig {
 /// What the attacker knows of a flow: everything, being every peer at once.
 #[derive(Clone, Default)]
 struct Known {
+    /// It began with MP_JOIN.
+    joins: bool,
     /// What the shard sends next, and expects next.
     seq: u32,
     ack: u32,
@@ -182,7 +184,7 @@ impl Attack {
         let len = self.pick(&[0, 1, 5, 100, 1400, u16::MAX]);
         let sum = self.chance(2).then_some(self.rng.u32() as u16);
         let (k, ids) = (Key(known.key), [0, 1, 2, 3, 255]);
-        let first = if known.sent == 0 && self.chance(2) { 0 } else { 16 };
+        let first = if known.sent == 0 && self.chance(2) { 2 * u32::from(known.joins) } else { 16 };
         match self.rng.below(16).min(first) {
             0 => MptcpOption::MpCapable(MpCapable {
                 version: 1,
@@ -289,7 +291,8 @@ impl Attack {
             1 => {
                 options.mptcp.push(join);
                 let flow = FlowTuple { local: end(to), remote: from };
-                self.flows.entry(flow).or_default().key = key;
+                let known = self.flows.entry(flow).or_default();
+                (known.key, known.joins) = (key, true);
             }
             _ => options.mptcp.push(capable),
         }
@@ -550,6 +553,10 @@ fn a_peer_that_makes_things_up_does_no_harm() {
     assert!(sum.PassiveOpens > 100 && sum.ActiveOpens > 100 && sum.ConvertEstab > 0);
     assert!(sum.InCsumErrors > 0 && sum.InTruncated > 0 && sum.InBadHeader > 0, "{sum:?}");
     let m = mptcp;
+    eprintln!(
+        "XX ack {} bad {} rx {} rej {}",
+        m.MPJoinAckRx, m.MPJoinAckHMacFailure, m.MPJoinSynRx, m.MPJoinRejected
+    );
     assert!(m.MPCapableACKRX > 0 && m.MPJoinAckRx > 0 && m.MPFastcloseRx > 0, "{m:?}");
     assert!(m.DSSNotMatching > 0 && m.DataCsumErr > 0 && m.AddAddr > 0, "{m:?}");
 }

@@ -1,12 +1,16 @@
 //! What a connection is told when it is made.
 #![forbid(unsafe_code)]
 
-use crate::tcp::{RightEdge, TcpConfig};
-use crate::time::Duration;
-use crate::wire::Prefix;
+use crate::rng::Rng;
+use crate::tcp::{Opening, RightEdge, TcpConfig};
+use crate::time::{Duration, Instant};
+use crate::wire::{FlowTuple, Prefix};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
+use core::cell::OnceCell;
+use core::hash::{Hash, Hasher};
 use core::net::IpAddr;
+use siphasher::sip::SipHasher13;
 
 /// Parameters of a connection.
 #[derive(Clone, Debug)]
@@ -56,6 +60,18 @@ pub struct SharedConfig {
     config: MptcpConfig,
     /// Every subflow's: the window is the connection's.
     pub(super) subflow: Rc<TcpConfig>,
+    /// Behind the numbers of subflows; drawn when it is first needed.
+    secret: OnceCell<SipHasher13>,
+}
+
+impl SharedConfig {
+    /// Initial numbers of a subflow.
+    pub(super) fn opening(&self, flow: FlowTuple, rng: &mut Rng, now: Instant) -> Opening {
+        let secret = || SipHasher13::new_with_keys(rng.u64(), rng.u64());
+        let mut hasher = *self.secret.get_or_init(secret);
+        flow.hash(&mut hasher);
+        Opening::new(hasher.finish(), now)
+    }
 }
 
 impl From<MptcpConfig> for SharedConfig {
@@ -65,7 +81,7 @@ impl From<MptcpConfig> for SharedConfig {
             receive_buffer: config.receive_buffer,
             ..config.tcp.clone()
         };
-        SharedConfig { config, subflow: Rc::new(subflow) }
+        SharedConfig { config, subflow: Rc::new(subflow), secret: OnceCell::new() }
     }
 }
 

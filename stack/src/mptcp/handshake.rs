@@ -9,13 +9,13 @@ use super::subflow::{Handshake, JoinAnswer, Stage, Subflow, ThirdAck};
 use crate::buf::Chain;
 use crate::rng::Rng;
 use crate::tcp::{
-    CloseReason, Opening, Phase, Reassembly, SynReceived, SynReceivedOutcome, SynSent,
-    SynSentOutcome, Tcb, reset_reply,
+    CloseReason, Phase, Reassembly, SynReceived, SynReceivedOutcome, SynSent, SynSentOutcome, Tcb,
+    reset_reply,
 };
 use crate::time::{Duration, Instant};
 use crate::wire::{
     Control, FlowTuple, MP_CAPABLE_CHECKSUM, MP_CAPABLE_NO_JOIN_HERE, MpCapable, MpJoin,
-    MptcpOption, MptcpOptions, Options, ResetReason, Segment, SeqNum, WindowScale,
+    MptcpOption, MptcpOptions, Options, ResetReason, Segment, WindowScale,
 };
 use alloc::boxed::Box;
 use alloc::rc::Rc;
@@ -83,10 +83,6 @@ fn scale_of(options: &Options) -> WindowScale {
     }
 }
 
-pub(super) fn opening(rng: &mut Rng) -> Opening {
-    Opening { iss: SeqNum(rng.u32()), ts_offset: rng.u32() }
-}
-
 impl Connection {
     /// Opens a connection: a SYN with MP_CAPABLE, carrying `syn_text` outside of the data sequence space (RFC 8684
     /// Appendix B). `key` must be unique among live connections.
@@ -99,7 +95,8 @@ impl Connection {
         now: Instant,
     ) -> Connection {
         let mut connection = Connection::blank(cfg, Role::Initiator, key, flow);
-        let syn = SynSent::new(&connection.cfg.subflow, opening(draw), syn_text, now);
+        let opening = connection.cfg.opening(flow, draw, now);
+        let syn = SynSent::new(&connection.cfg.subflow, opening, syn_text, now);
         let stage = Stage::SynSent(Box::new(syn));
         connection.subflows.push(Subflow::new(flow, stage, Handshake::Initial, (0, 0)));
         connection
@@ -124,7 +121,8 @@ impl Connection {
         connection.checksum |= capable.flags & MP_CAPABLE_CHECKSUM != 0;
         connection.paths.initial_remote_forbidden = capable.flags & MP_CAPABLE_NO_JOIN_HERE != 0;
         connection.counters.MPCapableSYNRX += 1;
-        let held = SynReceived::new(&connection.cfg.subflow, syn, opening(rng), accept_text, now);
+        let opening = connection.cfg.opening(flow, rng, now);
+        let held = SynReceived::new(&connection.cfg.subflow, syn, opening, accept_text, now);
         let (rx_base, tx_base) = (held.irs() + accept_text, held.iss());
         let stage = Stage::SynReceived(Box::new(held));
         let mut subflow = Subflow::new(flow, stage, Handshake::Initial, (0, 0));
@@ -206,7 +204,8 @@ impl Connection {
         let nonce = rng.u32();
         let answer = left64(&join_hmac(self.key, peer, nonce, peer_nonce));
         let expected = left160(&join_hmac(peer, self.key, peer_nonce, nonce));
-        let mut held = SynReceived::new(&self.cfg.subflow, syn, opening(rng), 0, now);
+        let opening = self.cfg.opening(flow, rng, now);
+        let mut held = SynReceived::new(&self.cfg.subflow, syn, opening, 0, now);
         held.answer(Chain::new(), now);
         let handshake = Handshake::JoinReceived(Box::new(JoinAnswer { nonce, answer, expected }));
         let ids = (self.local_id(flow.local.addr), remote_id);

@@ -406,6 +406,8 @@ impl Connection {
                     let _ = options.mptcp.try_push(option);
                 }
             }
+            // In SYN-SENT it answers an old segment: the attempt goes on (RFC 9293 3.10.7.3).
+            Control::Rst if matches!(sf.stage, Stage::SynSent(_)) => {}
             Control::Rst => self.decorate_reset(i, &mut tx, now),
             _ if tx.segment.text.is_empty() => self.decorate_ack(i, &mut tx),
             _ => self.decorate_text(i, &mut tx, now),

@@ -2,7 +2,6 @@
 #![forbid(unsafe_code)]
 
 use super::connection::{Connection, Event, Mode, Role};
-use super::handshake::opening;
 use super::key::{add_addr_hmac, same};
 use super::subflow::{Handshake, Stage, Subflow};
 use crate::buf::Chain;
@@ -224,7 +223,8 @@ impl Connection {
         if self.index_of(flow).is_some() {
             return;
         }
-        let syn = SynSent::new(&self.cfg.subflow, opening(rng), Chain::new(), now);
+        let opening = self.cfg.opening(flow, rng, now);
+        let syn = SynSent::new(&self.cfg.subflow, opening, Chain::new(), now);
         let handshake = Handshake::JoinSent { nonce: rng.u32() };
         let ids = (self.local_id(flow.local.addr), remote_id);
         let mut subflow = Subflow::new(flow, Stage::SynSent(Box::new(syn)), handshake, ids);

@@ -384,7 +384,7 @@ impl Sim {
                         End::Mptcp(Box::new(c))
                     }
                     None => {
-                        let opening = handshake::opening(&mut host.rng);
+                        let opening = host.cfg.opening(flow, &mut host.rng, self.now);
                         let mut s = Stream::accept(
                             &Rc::new(host.cfg.tcp.clone()),
                             &segment,
@@ -942,4 +942,38 @@ fn a_damaged_mapping_costs_its_subflow_or_the_protocol() {
         assert_eq!(b.counters.DSSCorruptionReset, u64::from(!alone));
         sim.assert_done();
     }
+}
+
+#[test]
+fn a_flow_opened_again_begins_beyond_its_predecessor() {
+    let cfg = SharedConfig::from(config(A));
+    let mut rng = Rng::from_number(5);
+    let now = Instant::from_millis(7_000);
+    let mut at = |flow, now| cfg.opening(flow, &mut rng, now);
+    let (first, again) = (at(flow(), now), at(flow(), now + Duration::from_secs(11)));
+    assert_eq!(again.iss.since(first.iss), 11_000_000 / 4, "RFC 6528: one in four microseconds");
+    assert_eq!(again.ts_offset, first.ts_offset, "RFC 7323 5.4: timestamps go on");
+    let other = at(flow().reversed(), now);
+    assert!(other.iss != first.iss && other.ts_offset != first.ts_offset);
+}
+
+// RFC 9293 3.10.7.3: it belongs to an earlier incarnation of the flow.
+#[test]
+fn an_old_ack_is_answered_and_the_attempt_goes_on() {
+    let mut rng = Rng::from_number(5);
+    let now = Instant::from_millis(7_000);
+    let cfg = Rc::new(SharedConfig::from(config(A)));
+    let mut client = Connection::connect(cfg, KEY_A, flow(), Chain::new(), &mut rng, now);
+    let (_, syn) = client.poll_transmit(&mut rng, now).unwrap();
+    let (ack, options) = (Some(syn.segment.seq - 1000), Options::Segment(Default::default()));
+    let old = Segment { ack, control: Control::None, options, ..syn.segment.clone() };
+    client.on_segment(flow(), old, &mut rng, now);
+    let (_, rst) = client.poll_transmit(&mut rng, now).unwrap();
+    assert_eq!((rst.segment.control, rst.segment.seq), (Control::Rst, syn.segment.seq - 1000));
+    assert!(client.poll_transmit(&mut rng, now).is_none());
+    assert_eq!(client.phase(), Phase::Opening);
+    let later = client.deadline().expect("the SYN is to be sent again");
+    client.on_deadline(&mut rng, later);
+    let (_, again) = client.poll_transmit(&mut rng, later).unwrap();
+    assert_eq!((again.segment.control, again.segment.seq), (Control::Syn, syn.segment.seq));
 }

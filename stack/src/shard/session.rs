@@ -10,7 +10,7 @@ use crate::buf::Pool;
 use crate::rng::Rng;
 use crate::tcp::{Opening, TimeWait};
 use crate::time::Instant;
-use crate::wire::{Endpoint, FlowTuple, IcmpError, Segment, SeqNum, TxPacket};
+use crate::wire::{Endpoint, FlowTuple, IcmpError, Segment, TxPacket};
 use core::hash::Hasher;
 use core::net::IpAddr;
 use siphasher::sip::SipHasher13;
@@ -277,20 +277,14 @@ impl Cx<'_> {
         })
     }
 
-    /// Initial numbers of a TCP flow: RFC 6528 (a clock of 4 microseconds plus a keyed hash of the flow, so that a
-    /// reopened flow starts after its predecessor) and RFC 7323 5.4.
+    /// Initial numbers of a TCP flow.
     pub fn opening(&self, flow: FlowTuple) -> Opening {
-        let clock = (self.now.as_micros() / 4) as u32;
-        Opening {
-            iss: SeqNum((self.registry.keyed(&flow, PURPOSE_ISS) as u32).wrapping_add(clock)),
-            ts_offset: self.registry.keyed(&flow, PURPOSE_TIMESTAMP) as u32,
-        }
+        Opening::new(self.registry.keyed(&flow, PURPOSE_OPENING), self.now)
     }
 }
 
-const PURPOSE_ISS: u8 = 0;
-const PURPOSE_TIMESTAMP: u8 = 1;
-const PURPOSE_PORT: u8 = 2;
+const PURPOSE_OPENING: u8 = 0;
+const PURPOSE_PORT: u8 = 1;
 
 /// Ports skipped at most between two draws (RFC 6056 3.3.5).
 const PORT_STRIDE: u32 = 8;

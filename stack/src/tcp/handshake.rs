@@ -28,6 +28,16 @@ pub struct Opening {
     pub ts_offset: u32,
 }
 
+impl Opening {
+    /// RFC 6528: a clock of 4 microseconds plus `hash`, a keyed hash of the flow that only we can compute. When the flow is
+    /// opened again its numbers and timestamps are beyond those of its predecessor, so that a peer in TIME-WAIT believes
+    /// the SYN (RFC 6191).
+    pub fn new(hash: u64, now: Instant) -> Opening {
+        let clock = (now.as_micros() / 4) as u32;
+        Opening { iss: SeqNum((hash as u32).wrapping_add(clock)), ts_offset: (hash >> 32) as u32 }
+    }
+}
+
 /// Our SYN or SYN/ACK on its way: sent, repeated with doubled patience, given up.
 #[derive(Debug)]
 struct Attempt {
