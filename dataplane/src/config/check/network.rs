@@ -325,7 +325,7 @@ fn link_local(addr: IpAddr) -> bool {
 }
 
 /// Long enough to stay awake within a burst, short enough not to matter on an idle machine.
-const DEFAULT_SPIN: Duration = Duration::from_micros(50);
+const DEFAULT_SPIN: Duration = Duration::from_micros(20);
 const DEFAULT_TUN: &str = "plait0";
 /// An Ethernet frame of 1,518 octets with room for headers in front; AF_XDP takes 2048 and 4096.
 const DEFAULT_FRAME_SIZE: usize = 2048;
