@@ -221,9 +221,6 @@ impl PortSlot {
 }
 
 /// One thread's worth of Plait. Built and run on that thread (frames are `!Send`).
-///
-/// With several workers, each will have a mailbox beside its ports: packets whose flow another worker owns arrive there
-/// instead of at a port.
 pub struct Worker<E> {
     /// The protocol side.
     pub engine: E,

@@ -6,7 +6,7 @@
 //! at its parent's death ([`die_with_parent`]) gets it when the namespace goes.
 #![forbid(unsafe_code)]
 
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, setns, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid, getgid, getuid};
 use std::fs::{self, File};
@@ -179,6 +179,25 @@ impl Namespace {
     pub fn sysctl(&self, key: &str) -> io::Result<String> {
         let path = format!("/proc/sys/{}", key.replace('.', "/"));
         self.run(|| fs::read_to_string(&path)).map(|value| value.trim().to_owned())
+    }
+
+    /// Has the kernel hand all packets of a flow to the same processor when they arrive at devices made from now on, so
+    /// that they stay in order (RPS, `networking/scaling.rst`). Without it a virtual Ethernet device hands a packet to
+    /// the processor that sent it, and two packets sent by two processors may pass each other.
+    ///
+    /// Kernels before 6.3 cannot do this, and are left as they are.
+    pub fn keep_flows_in_order(&self) -> io::Result<()> {
+        let allowed = sched_getaffinity(Pid::from_raw(0))?;
+        let mut groups = [0u32; 32];
+        for cpu in (0..CpuSet::count().min(1024)).filter(|&cpu| allowed.is_set(cpu) == Ok(true)) {
+            groups[cpu / 32] |= 1 << (cpu % 32);
+        }
+        let used = groups.iter().rposition(|&group| group != 0).map_or(1, |last| last + 1);
+        let mask: Vec<_> = groups[..used].iter().rev().map(|group| format!("{group:x}")).collect();
+        match self.set_sysctl("net.core.rps_default_mask", &mask.join(",")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
     }
 
     /// Joins this namespace and `peer` by a pair of virtual Ethernet devices, both switched on and ready.

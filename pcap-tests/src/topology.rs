@@ -105,7 +105,7 @@ pub struct Reference {
 impl Reference {
     /// Builds it with a link per pair of profiles (uMCP to dMCP, and back), the kernels forwarding through the first link.
     pub fn build(profiles: &[[Profile; 2]]) -> io::Result<Reference> {
-        let mut reference = Reference::without_links()?;
+        let mut reference = Reference::of(ordered_namespace)?;
         for (i, pair) in profiles.iter().enumerate() {
             let link = build_link(i, *pair, &reference.umcp, &reference.dmcp)?;
             reference.links.push(link);
@@ -114,9 +114,10 @@ impl Reference {
     }
 
     /// Builds it with links that are nothing but a pair of virtual devices each: `wan1` of the uMCP is the other end of
-    /// `wan1` of the dMCP. The kernels forward through the first link.
+    /// `wan1` of the dMCP. The kernels forward through the first link, and spread packets over processors as they do by
+    /// default.
     pub fn direct(links: usize) -> io::Result<Reference> {
-        let mut reference = Reference::without_links()?;
+        let mut reference = Reference::of(quiet_namespace)?;
         reference.direct_links = links;
         let (umcp, dmcp) = (&reference.umcp, &reference.dmcp);
         for index in 0..links {
@@ -133,9 +134,10 @@ impl Reference {
         self.links.len() + self.direct_links
     }
 
-    fn without_links() -> io::Result<Reference> {
-        let (client, umcp) = (quiet_namespace("client")?, quiet_namespace("umcp")?);
-        let (dmcp, server) = (quiet_namespace("dmcp")?, quiet_namespace("server")?);
+    /// Without links yet.
+    fn of(namespace: impl Fn(&str) -> io::Result<Namespace>) -> io::Result<Reference> {
+        let (client, umcp) = (namespace("client")?, namespace("umcp")?);
+        let (dmcp, server) = (namespace("dmcp")?, namespace("server")?);
         umcp.join("lan0", &client, "eth0")?;
         dmcp.join("srv0", &server, "eth0")?;
         umcp.run(|| add_address("lan0", UMCP_LAN, PREFIX_LEN))?;
@@ -190,13 +192,20 @@ fn quiet_namespace(name: &str) -> io::Result<Namespace> {
     Ok(namespace)
 }
 
+/// What an emulated link does to packets is its profile, and reordering by the host is not in it.
+fn ordered_namespace(name: &str) -> io::Result<Namespace> {
+    let namespace = quiet_namespace(name)?;
+    namespace.keep_flows_in_order()?;
+    Ok(namespace)
+}
+
 fn build_link(
     index: usize,
     [there, back]: [Profile; 2],
     umcp: &Namespace,
     dmcp: &Namespace,
 ) -> io::Result<Link> {
-    let namespace = quiet_namespace(&format!("link{}", index + 1))?;
+    let namespace = ordered_namespace(&format!("link{}", index + 1))?;
     let device = wan_device(index);
     umcp.join(&device, &namespace, "a")?;
     dmcp.join(&device, &namespace, "b")?;

@@ -19,6 +19,7 @@ fn main() -> ExitCode {
         ("each_link_carries_its_rate_and_delay", each_link_carries_its_rate_and_delay),
         ("a_lossy_link_loses_its_share", a_lossy_link_loses_its_share),
         ("a_cut_link_carries_nothing_until_restored", a_cut_link_carries_nothing_until_restored),
+        ("a_link_keeps_the_order", a_link_keeps_the_order),
         ("the_kernels_mptcp_is_a_peer", the_kernels_mptcp_is_a_peer),
         ("the_kernels_mptcp_uses_both_links", the_kernels_mptcp_uses_both_links),
         ("short_connections_take_round_trips", short_connections_take_round_trips),
@@ -118,6 +119,32 @@ fn a_lossy_link_loses_its_share() {
     println!("{there:?}: lost {:.2} %", share * 100.0);
     assert!((0.005..0.015).contains(&share), "{share}");
     assert!(there.super_frames > 0, "the kernel sends super-frames");
+}
+
+/// Two kernels that talk over links without loss, from all their processors, never see a segment before its predecessor.
+fn a_link_keeps_the_order() {
+    let net = build(&["200mbit,2ms,0,32MB", "200mbit,2ms,0,32MB"]);
+    if !peer::speaks_mptcp(&net.client) {
+        return println!("skipped: no MPTCP in this kernel");
+    }
+    let ends = [&net.umcp, &net.dmcp];
+    for host in ends {
+        peer::set_mptcp_limits(host, 2, 2).unwrap();
+    }
+    peer::add_mptcp_endpoint(&net.dmcp, dmcp_kernel(1), peer::EndpointRole::Signal).unwrap();
+    for direction in [Direction::Up, Direction::Down] {
+        let to = SocketAddr::new(dmcp_kernel(0), 7000);
+        let tcp = Transfer::tcp(to, direction, Amount::Octets(100_000_000));
+        let speaks = Transport::Mptcp;
+        let transfer = Transfer { client_speaks: speaks, server_speaks: speaks, ..tcp };
+        assert!(traffic::run(&net.umcp, &net.dmcp, transfer).unwrap().intact());
+    }
+    for end in ends {
+        let counters = peer::counters(end).unwrap();
+        for early in ["TcpExtTCPOFOQueue", "TcpExtTCPSACKReorder", "TcpExtTCPFastRetrans"] {
+            assert_eq!(counters.get(early), Some(&0), "{early} of {}", end.name());
+        }
+    }
 }
 
 fn a_cut_link_carries_nothing_until_restored() {
