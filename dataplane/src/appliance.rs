@@ -1,9 +1,9 @@
 //! An appliance: a configuration made into a running worker with a control socket.
 #![forbid(unsafe_code)]
 
-use crate::config::Config;
 use crate::config::schema::PortIo;
 use crate::config::value::show;
+use crate::config::{Config, MssRule};
 use crate::control::server::{ControlError, ControlServer, Source};
 use crate::control::{MAX_ROWS, Page, PortRow, Reply, Request, RuleRow, Show, connection_row};
 use crate::metrics::{self, Counted, Metrics};
@@ -15,7 +15,6 @@ use stack::rng::Rng;
 use stack::shard::{Shard, ShardConfig};
 use stack::time::Instant;
 use stack::wire::{RxPacket, TxPacket, Unreachable};
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -68,6 +67,7 @@ pub enum ApplianceError {
 /// The protocol side of a worker.
 pub struct Bridges {
     shard: Shard<Bridge>,
+    mss: MssRule,
     /// The last instant the shard was told, for ages of connections.
     now: Instant,
 }
@@ -90,6 +90,10 @@ impl Engine for Bridges {
         self.shard.on_unreachable(packet, why, now);
     }
 
+    fn on_mtus(&mut self, mtus: &[u32]) {
+        self.shard.config_mut().set_mss(self.mss.mss(mtus));
+    }
+
     fn deadline(&self) -> Option<Instant> {
         self.shard.deadline()
     }
@@ -101,9 +105,14 @@ impl Engine for Bridges {
 
 impl Bridges {
     /// A shard alone over `pool`, which owns what `owned` lists.
-    fn new(mcp: McpConfig, owned: Vec<std::net::IpAddr>, pool: &Pool, rng: Rng) -> Bridges {
+    fn new(
+        (mcp, mss): (McpConfig, MssRule),
+        owned: Vec<std::net::IpAddr>,
+        pool: &Pool,
+        rng: Rng,
+    ) -> Bridges {
         let config = ShardConfig { owned, ..ShardConfig::default() };
-        Bridges { shard: Shard::new(config, mcp, pool.clone(), rng), now: Instant::ZERO }
+        Bridges { shard: Shard::new(config, mcp, pool.clone(), rng), mss, now: Instant::ZERO }
     }
 
     /// Connections `offset` and following, at most [`MAX_ROWS`], and where to go on.
@@ -157,26 +166,21 @@ impl Appliance {
     ///
     /// # Errors
     /// If a device is missing, a capability, or anything cannot be set up; nothing is left behind then.
-    pub fn start(mut config: Config) -> Result<Appliance, ApplianceError> {
+    pub fn start(config: Config) -> Result<Appliance, ApplianceError> {
         check_capabilities(&config)?;
-        let mut devices = BTreeMap::new();
         for port in &config.worker.ports {
-            match Device::query(&port.device) {
-                Ok(device) => drop(devices.insert(port.device.clone(), device.mtu)),
-                Err(_) if matches!(port.io, Some(Io::Tap | Io::Tun)) => {} // made when it is opened
-                Err(error) => {
-                    let (port, device) = (port.name.clone(), port.device.clone());
-                    return Err(ApplianceError::Device { port, device, error });
-                }
+            let made_when_opened = matches!(port.io, Some(Io::Tap | Io::Tun));
+            if let (false, Err(error)) = (made_when_opened, Device::query(&port.device)) {
+                let (port, device) = (port.name.clone(), port.device.clone());
+                return Err(ApplianceError::Device { port, device, error });
             }
         }
-        config.fit_mss(|device| devices.get(device).copied());
         let rng = Rng::from_seed(seed().map_err(ApplianceError::Entropy)?);
         let owned =
             config.worker.ports.iter().flat_map(|p| p.owned.iter().map(|o| o.addr)).collect();
-        let mcp = config.mcp.clone();
+        let told = (config.mcp.clone(), config.mss.clone());
         let running = start(&config.name, config.worker.clone(), move |pool| {
-            Bridges::new(mcp, owned, pool, rng)
+            Bridges::new(told, owned, pool, rng)
         })?;
         for warning in &running.warnings {
             warn!("{warning}");

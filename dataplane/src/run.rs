@@ -148,6 +148,8 @@ pub trait Engine {
     fn transmit(&mut self, tx: &mut Vec<TxPacket>, budget: usize, now: Instant);
     /// A packet that `transmit` gave has nowhere to go: its next hop does not answer, or there is no route.
     fn on_unreachable(&mut self, packet: &TxPacket, why: Unreachable, now: Instant);
+    /// The MTU in octets of every port's device, by the number of the port: at the start and when one has changed.
+    fn on_mtus(&mut self, _mtus: &[u32]) {}
     /// When `expire` has something to do.
     fn deadline(&self) -> Option<Instant>;
     /// Moves packets that nobody claimed into `out`.

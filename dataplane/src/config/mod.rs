@@ -12,6 +12,7 @@ mod syntax;
 mod tests;
 pub mod value;
 
+pub use check::MssRule;
 pub use diagnostic::{ConfigErrors, Diagnostic};
 
 use crate::run::WorkerConfig;
@@ -32,6 +33,8 @@ pub struct Config {
     pub worker: WorkerConfig,
     /// What is converted, and how.
     pub mcp: McpConfig,
+    /// What the MSS that is announced follows from; `mcp` does not know the devices.
+    pub mss: MssRule,
     /// What is allowed but probably not meant.
     pub warnings: Option<ConfigErrors>,
     /// The file as written.

@@ -169,14 +169,16 @@ fn kept_sources_come_back_through_the_return_port() {
 
 #[test]
 fn the_mss_fits_the_narrowest_port() {
-    let mut config = parse(UMCP);
-    assert_eq!(config.mcp.tcp.mss, 1340, "1400 octets, IPv6 is possible");
-    config.fit_mss(|device| (device == "wan2").then_some(1280));
-    assert_eq!(config.mcp.mptcp.tcp.mss, 1220);
-    let mut config = parse(DMCP);
-    assert_eq!(config.mcp.tcp.mss, 1460);
-    config.fit_mss(|_| Some(9000));
-    assert_eq!(config.mcp.tcp.mss, 8960);
+    let rule = parse(UMCP).mss;
+    assert_eq!(rule.mss(&[1500; 3]), 1340, "1400 octets as configured, IPv6 is possible");
+    assert_eq!(rule.mss(&[1500, 1500, 1280]), 1220);
+    assert_eq!(rule.mss(&[9000; 3]), 1340, "what is configured stays");
+    let rule = parse(DMCP).mss;
+    assert_eq!(rule.mss(&[]), 1460);
+    assert_eq!(rule.mss(&[9000; 3]), 8960);
+    let rule = parse(&format!("{DMCP}\n[tcp]\nmss = 1300\n")).mss;
+    assert_eq!(rule.mss(&[9000; 3]), 1300);
+    assert_eq!(rule.mss(&[1000; 3]), 960);
 }
 
 #[test]

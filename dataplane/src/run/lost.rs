@@ -1,4 +1,4 @@
-//! Ports whose device goes away and comes back.
+//! Ports whose device goes away and comes back, or changes its MTU.
 //!
 //! A link that only goes down keeps its port: the sockets live on. A device that is removed takes them along; the port is
 //! opened again when there is a device of that name, and everything that goes through the other ports goes on meanwhile.
@@ -80,13 +80,30 @@ impl<E: Engine> Worker<E> {
         lost.fold(None, |at, lost| earliest(at, Some(lost.retry_at)))
     }
 
+    /// What connections opened from now on have to fit in.
+    pub(super) fn tell_mtus(&mut self) {
+        let mtus: Vec<u32> = self.ports.iter().map(|slot| slot.capabilities.mtu).collect();
+        self.engine.on_mtus(&mtus);
+    }
+
     /// Some device has changed.
     fn look(&mut self, now: Instant) {
+        let mut resized = false;
         for slot in &mut self.ports {
-            match &mut slot.watch.lost {
-                Some(lost) => lost.retry_at = now,
-                None if index(&slot.device) == slot.watch.index => {}
-                None => {
+            let device = Device::query(&slot.device).ok();
+            match (&mut slot.watch.lost, device) {
+                (Some(lost), _) => lost.retry_at = now,
+                (None, Some(device)) if Some(device.index) == slot.watch.index => {
+                    let before = std::mem::replace(&mut slot.capabilities.mtu, device.mtu);
+                    if before != device.mtu {
+                        info!(
+                            "port {}: the MTU of device {} is {}; new connections fit in it",
+                            slot.name, slot.device, device.mtu
+                        );
+                        resized = true;
+                    }
+                }
+                _ => {
                     warn!(
                         "port {}: device {} is gone; the port is opened again when it is back",
                         slot.name, slot.device
@@ -98,6 +115,9 @@ impl<E: Engine> Worker<E> {
                     slot.watch.lost = Some(Lost { retry_at: now, wait: FIRST_WAIT, told: false });
                 }
             }
+        }
+        if resized {
+            self.tell_mtus();
         }
     }
 
@@ -128,5 +148,6 @@ impl<E: Engine> Worker<E> {
         slot.watch.past = past;
         info!("port {}: device {} is back: {}", slot.name, slot.device, slot.why);
         self.neighbors.rejoin(port as u16, slot.mac);
+        self.tell_mtus();
     }
 }

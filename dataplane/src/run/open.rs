@@ -105,7 +105,7 @@ impl<E: Engine> Worker<E> {
         });
         let mut neighbors = Neighbors::new(identities);
         neighbors.announce();
-        Ok(Worker {
+        let mut worker = Worker {
             engine: build(&pool),
             pool,
             ports,
@@ -122,7 +122,9 @@ impl<E: Engine> Worker<E> {
             frames: Vec::new(),
             received: Vec::new(),
             sending: Vec::new(),
-        })
+        };
+        worker.tell_mtus();
+        Ok(worker)
     }
 }
 

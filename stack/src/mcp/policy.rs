@@ -23,21 +23,27 @@ pub struct Mcp {
     pub(super) counters: MptcpCounters,
 }
 
+/// What TCP legs, MPTCP legs and MPTCP legs towards a dMCP are told.
+fn legs(config: &McpConfig) -> (TcpConfig, MptcpConfig, MptcpConfig) {
+    let buffer = config.buffer;
+    let tcp = TcpConfig {
+        mss: config.leg_mss(),
+        receive_buffer: config.tcp.receive_buffer.min(buffer),
+        send_buffer: buffer,
+        ..config.tcp.clone()
+    };
+    let mptcp = MptcpConfig {
+        receive_buffer: config.mptcp.receive_buffer.min(buffer),
+        send_buffer: buffer,
+        ..config.mptcp.clone()
+    };
+    let explicit = MptcpConfig { syn_retrans_before_tcp_fallback: u8::MAX, ..mptcp.clone() };
+    (tcp, mptcp, explicit)
+}
+
 impl From<McpConfig> for Mcp {
     fn from(config: McpConfig) -> Mcp {
-        let buffer = config.buffer;
-        let tcp = TcpConfig {
-            mss: config.leg_mss(),
-            receive_buffer: config.tcp.receive_buffer.min(buffer),
-            send_buffer: buffer,
-            ..config.tcp.clone()
-        };
-        let mptcp = MptcpConfig {
-            receive_buffer: config.mptcp.receive_buffer.min(buffer),
-            send_buffer: buffer,
-            ..config.mptcp.clone()
-        };
-        let explicit = MptcpConfig { syn_retrans_before_tcp_fallback: u8::MAX, ..mptcp.clone() };
+        let (tcp, mptcp, explicit) = legs(&config);
         Mcp {
             tcp: Rc::new(tcp),
             mptcp: Rc::new(mptcp.into()),
@@ -53,6 +59,18 @@ impl Mcp {
     /// The configuration as it was given.
     pub fn config(&self) -> &McpConfig {
         &self.config
+    }
+
+    /// The greatest segment, in octets, that connections opened from now on announce and send.
+    pub fn set_mss(&mut self, mss: u16) {
+        let mut config = McpConfig::clone(&self.config);
+        config.tcp.mss = mss;
+        config.mptcp.tcp.mss = mss;
+        let (tcp, mptcp, explicit) = legs(&config);
+        self.tcp = Rc::new(tcp);
+        self.mptcp = Rc::new(self.mptcp.with(mptcp));
+        self.explicit = Rc::new(self.explicit.with(explicit));
+        self.config = Rc::new(config);
     }
 
     /// dMCPs that are left alone.

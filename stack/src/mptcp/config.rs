@@ -72,6 +72,11 @@ impl SharedConfig {
         flow.hash(&mut hasher);
         Opening::new(hasher.finish(), now)
     }
+
+    /// Other parameters, the same secret: a flow that is opened again goes on from its predecessor's numbers.
+    pub fn with(&self, config: MptcpConfig) -> SharedConfig {
+        SharedConfig { secret: self.secret.clone(), ..config.into() }
+    }
 }
 
 impl From<MptcpConfig> for SharedConfig {

@@ -7,6 +7,7 @@
 mod appliance;
 mod conversation;
 mod ipv6;
+mod mtu;
 mod pair;
 mod signals;
 mod single;

@@ -11,6 +11,7 @@ use super::value::{self, Fault, Value};
 use super::{Config, ConfigErrors};
 use crate::run::{PortConfig, StaticRoute, WorkerConfig};
 use conversion::Network;
+pub use protocol::MssRule;
 use stack::mcp::McpConfig;
 use stack::mptcp::MptcpConfig;
 use stack::wire::Prefix;
@@ -42,30 +43,8 @@ pub(super) fn check(name: &str, text: &str, file: File) -> Result<Config, Config
     let warnings = (!check.warnings.is_empty())
         .then(|| ConfigErrors::new(name, text, std::mem::take(&mut check.warnings)));
     let (name, control, log) = (node.name, node.control, node.log);
-    let mut config = Config { name, control, log, worker, mcp, warnings, file };
-    config.fit_mss(|_| None);
-    Ok(config)
-}
-
-impl Config {
-    /// Sets the announced MSS to what the narrowest port takes. `device_mtu` gives a device's MTU in octets, `None`
-    /// where it is not known.
-    pub fn fit_mss(&mut self, device_mtu: impl Fn(&str) -> Option<u32>) {
-        let mtus = self.file.ports.iter().map(|p| {
-            let port = p.get_ref();
-            let device = device_mtu(port.device.get_ref());
-            match (mtu(port), device) {
-                (Some(asked), Some(device)) => Some(asked.min(device)),
-                (asked, device) => asked.or(device),
-            }
-        });
-        let ask = self.file.tcp.mss.as_ref().and_then(|mss| u16::try_from(*mss.get_ref()).ok());
-        protocol::fit_mss(&mut self.mcp, &self.worker.ports, mtus, ask);
-    }
-}
-
-fn mtu(port: &super::schema::Port) -> Option<u32> {
-    port.mtu.as_ref().and_then(|mtu| u32::try_from(*mtu.get_ref()).ok())
+    let mss = MssRule::new(&file, &mcp, &worker.ports);
+    Ok(Config { name, control, log, worker, mcp, mss, warnings, file })
 }
 
 /// The mistakes found so far.

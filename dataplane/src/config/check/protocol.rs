@@ -154,23 +154,44 @@ impl Check {
     }
 }
 
-/// Announces what the narrowest of `mtus` (octets, one per port; `None`: not known) takes, or less if `ask` says so.
-pub(super) fn fit_mss(
-    mcp: &mut McpConfig,
-    ports: &[PortConfig],
-    mtus: impl Iterator<Item = Option<u32>>,
-    ask: Option<u16>,
-) {
-    let narrowest = mtus.map(|mtu| mtu.unwrap_or(DEFAULT_MTU)).min().unwrap_or(DEFAULT_MTU);
-    // A rule without prefixes takes IPv6 too.
-    let owns = ports.iter().any(|p| p.owned.iter().any(|o| o.addr.is_ipv6()));
-    let takes = mcp.rules.iter().any(|r| match (r.from, r.to) {
-        (None, None) => true,
-        (from, to) => from.or(to).is_some_and(|p| p.addr.is_ipv6()),
-    });
-    let headers = if owns || takes { IPV6_HEADERS } else { IPV4_HEADERS };
-    let fits = u16::try_from(narrowest.saturating_sub(headers)).unwrap_or(u16::MAX);
-    let mss = ask.map_or(fits, |ask| ask.min(fits));
-    mcp.tcp.mss = mss;
-    mcp.mptcp.tcp.mss = mss;
+/// What the MSS follows from.
+#[derive(Clone, Debug)]
+pub struct MssRule {
+    /// IP and TCP headers.
+    headers: u32,
+    /// `tcp.mss`.
+    asked: Option<u16>,
+    /// `port.mtu` of each port.
+    mtus: Vec<Option<u32>>,
+}
+
+impl MssRule {
+    pub(super) fn new(file: &schema::File, mcp: &McpConfig, ports: &[PortConfig]) -> MssRule {
+        // A rule without prefixes takes IPv6 too.
+        let owns = ports.iter().any(|p| p.owned.iter().any(|o| o.addr.is_ipv6()));
+        let takes = mcp.rules.iter().any(|r| match (r.from, r.to) {
+            (None, None) => true,
+            (from, to) => from.or(to).is_some_and(|p| p.addr.is_ipv6()),
+        });
+        let mtu = |port: &schema::Port| {
+            port.mtu.as_ref().and_then(|mtu| u32::try_from(*mtu.get_ref()).ok())
+        };
+        MssRule {
+            headers: if owns || takes { IPV6_HEADERS } else { IPV4_HEADERS },
+            asked: file.tcp.mss.as_ref().and_then(|mss| u16::try_from(*mss.get_ref()).ok()),
+            mtus: file.ports.iter().map(|port| mtu(port.get_ref())).collect(),
+        }
+    }
+
+    /// What the narrowest port takes, or less if configured so. `devices` has the MTU in octets of each port's device, as
+    /// far as it is known.
+    pub fn mss(&self, devices: &[u32]) -> u16 {
+        let device = |port: usize| devices.get(port).copied().unwrap_or(DEFAULT_MTU);
+        let mtus = self.mtus.iter().enumerate();
+        let narrowest =
+            mtus.map(|(port, mtu)| mtu.map_or(device(port), |mtu| mtu.min(device(port)))).min();
+        let room = narrowest.unwrap_or(DEFAULT_MTU).saturating_sub(self.headers);
+        let fits = u16::try_from(room).unwrap_or(u16::MAX);
+        self.asked.map_or(fits, |asked| asked.min(fits))
+    }
 }
