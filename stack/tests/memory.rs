@@ -203,7 +203,8 @@ fn conversion_point(
 ) -> McpNode {
     let routes = Routes::new().add(near, 0).add(far, 1).add("10.0.1.0/24", 1).add("10.0.2.0/24", 2);
     ACCOUNT.set(account);
-    let node = McpNode::new(config, owned, routes, 16_384, Rng::from_number(1 + account as u64));
+    let node =
+        McpNode::new((1, config), owned, routes, 16_384, Rng::from_number(1 + account as u64));
     ACCOUNT.set(Account::Other);
     node
 }

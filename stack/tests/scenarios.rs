@@ -22,6 +22,8 @@ mod peers;
 mod random;
 #[path = "scenarios/scarce.rs"]
 mod scarce;
+#[path = "scenarios/shards.rs"]
+mod shards;
 #[path = "scenarios/slow_reader.rs"]
 mod slow_reader;
 #[path = "scenarios/strip.rs"]

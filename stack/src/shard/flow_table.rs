@@ -5,7 +5,7 @@ use super::linear_hash::{HashKey, Key, LinearHash};
 use super::slab::SessionId;
 use super::time_wait::Gone;
 use crate::rng::Rng;
-use crate::wire::FlowTuple;
+use crate::wire::{Endpoint, FlowTuple};
 use core::hash::Hasher;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use siphasher::sip::SipHasher13;
@@ -17,6 +17,40 @@ pub enum Owner {
     Session(SessionId),
     /// A slot of the TIME-WAIT slab.
     TimeWait(u32),
+    /// Another shard, by number: this one is the flow's home.
+    Shard(u32),
+}
+
+/// An [`Owner`] in 8 octets.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Packed {
+    Session(SessionId),
+    /// A slot of the TIME-WAIT slab, or [`SHARD`] and the number of a shard.
+    Number(u32),
+}
+
+const SHARD: u32 = 1 << 31;
+
+impl From<Owner> for Packed {
+    #[inline]
+    fn from(owner: Owner) -> Packed {
+        match owner {
+            Owner::Session(id) => Packed::Session(id),
+            Owner::TimeWait(slot) => Packed::Number(slot & !SHARD),
+            Owner::Shard(shard) => Packed::Number(shard | SHARD),
+        }
+    }
+}
+
+impl From<Packed> for Owner {
+    #[inline]
+    fn from(packed: Packed) -> Owner {
+        match packed {
+            Packed::Session(id) => Owner::Session(id),
+            Packed::Number(number) if number & SHARD == 0 => Owner::TimeWait(number),
+            Packed::Number(number) => Owner::Shard(number & !SHARD),
+        }
+    }
 }
 
 /// A flow whose addresses are `A`.
@@ -29,13 +63,22 @@ struct Flow<A> {
 }
 
 /// A million flows are 20 MB, and a few more for their pages.
-const _: () = assert!(size_of::<(Flow<Ipv4Addr>, Owner)>() == 20);
-const _: () = assert!(size_of::<(Flow<Ipv6Addr>, Owner)>() == 44);
+const _: () = assert!(size_of::<(Flow<Ipv4Addr>, Packed)>() == 20);
+const _: () = assert!(size_of::<(Flow<Ipv6Addr>, Packed)>() == 44);
 
 impl<A> Flow<A> {
     #[inline]
     fn ports(&self) -> u32 {
         u32::from(self.local_port) << 16 | u32::from(self.remote_port)
+    }
+
+    fn tuple(self) -> FlowTuple
+    where
+        IpAddr: From<A>,
+    {
+        let end = |addr: A, port| Endpoint::new(IpAddr::from(addr).to_canonical(), port);
+        let (local, remote) = (self.local, self.remote);
+        FlowTuple { local: end(local, self.local_port), remote: end(remote, self.remote_port) }
     }
 }
 
@@ -70,8 +113,8 @@ impl Key for u32 {
 /// Flows and tokens of one shard. An insertion or a removal never does more than a few pages of work, however many there
 /// are.
 pub struct FlowTable {
-    v4: LinearHash<Flow<Ipv4Addr>, Owner>,
-    v6: LinearHash<Flow<Ipv6Addr>, Owner>,
+    v4: LinearHash<Flow<Ipv4Addr>, Packed>,
+    v6: LinearHash<Flow<Ipv6Addr>, Packed>,
     tokens: LinearHash<u32, SessionId>,
 }
 
@@ -117,26 +160,27 @@ impl FlowTable {
 
     /// Whose `flow` is.
     pub fn flow(&self, flow: &FlowTuple) -> Option<Owner> {
-        match Family::of(flow) {
+        let packed = match Family::of(flow) {
             Family::V4(flow) => self.v4.get(&flow),
             Family::V6(flow) => self.v6.get(&flow),
-        }
+        };
+        packed.map(Owner::from)
     }
 
     /// Adds, or changes the owner.
     pub fn insert_flow(&mut self, flow: FlowTuple, owner: Owner) {
         match Family::of(&flow) {
-            Family::V4(flow) => self.v4.insert(flow, owner),
-            Family::V6(flow) => self.v6.insert(flow, owner),
+            Family::V4(flow) => self.v4.insert(flow, owner.into()),
+            Family::V6(flow) => self.v6.insert(flow, owner.into()),
         }
     }
 
-    /// Removes the flow if it belongs to `owner`.
-    pub fn remove_flow(&mut self, flow: &FlowTuple, owner: Owner) {
+    /// Removes the flow if it belongs to `owner`. Whether it did.
+    pub fn remove_flow(&mut self, flow: &FlowTuple, owner: Owner) -> bool {
         match Family::of(flow) {
-            Family::V4(flow) => self.v4.remove(&flow, owner),
-            Family::V6(flow) => self.v6.remove(&flow, owner),
-        };
+            Family::V4(flow) => self.v4.remove(&flow, owner.into()),
+            Family::V6(flow) => self.v6.remove(&flow, owner.into()),
+        }
     }
 
     /// By which [`FlowTable::remove_time_wait`] finds the flow.
@@ -147,10 +191,11 @@ impl FlowTable {
         }
     }
 
-    /// Removes the flow whose TIME-WAIT is over.
-    pub(super) fn remove_time_wait(&mut self, gone: Gone) {
-        let owner = Owner::TimeWait(gone.slot);
-        let _ = self.v4.remove_value(gone.hash, owner) || self.v6.remove_value(gone.hash, owner);
+    /// Removes and returns the flow whose TIME-WAIT is over.
+    pub(super) fn remove_time_wait(&mut self, gone: Gone) -> Option<FlowTuple> {
+        let owner = Packed::from(Owner::TimeWait(gone.slot));
+        let v4 = self.v4.remove_value(gone.hash, owner).map(Flow::tuple);
+        v4.or_else(|| self.v6.remove_value(gone.hash, owner).map(Flow::tuple))
     }
 
     /// Whose `token` is.

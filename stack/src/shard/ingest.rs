@@ -7,7 +7,7 @@
 use super::flow_table::Owner;
 use super::glance::{Glance, Request};
 use super::session::{Opened, Refusal, Session, Stage};
-use super::{Entry, Shard};
+use super::{Away, Entry, Shard, ShardConfig};
 use crate::tcp::reset_reply;
 use crate::time::Instant;
 use crate::wire::{
@@ -34,6 +34,15 @@ enum Item {
     Segment(Segment, Option<Run>),
 }
 
+/// Where packets came from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Via {
+    /// A port of this shard's worker.
+    Port,
+    /// Another shard.
+    Shard,
+}
+
 /// How many flows of a batch are looked at for one that a packet carries on.
 const RUNS: usize = 8;
 
@@ -41,16 +50,26 @@ const RUNS: usize = 8;
 const MAX_REPLIES: usize = 1024;
 
 impl<S: Session> Shard<S> {
-    /// Takes all packets of `rx`. What they cause goes out with [`Shard::transmit`]; what is not ours comes back from
+    /// Takes all packets of `rx`, which came in by this shard's ports. What they cause goes out with
+    /// [`Shard::transmit`]; what is for another shard comes back from [`Shard::away`], what is not ours from
     /// [`Shard::passed`].
     pub fn ingest(&mut self, rx: &mut Vec<RxPacket>, now: Instant) {
+        self.take_all(rx, Via::Port, now);
+    }
+
+    /// As [`Shard::ingest`], for packets that other shards sent here: they are not sent on to their home again.
+    pub fn ingest_crossed(&mut self, rx: &mut Vec<RxPacket>, now: Instant) {
+        self.take_all(rx, Via::Shard, now);
+    }
+
+    fn take_all(&mut self, rx: &mut Vec<RxPacket>, via: Via, now: Instant) {
         self.counters.InReceives += rx.len() as u64;
         let mut batch = core::mem::take(&mut self.batch);
         for packet in rx.drain(..) {
             self.read(packet, &mut batch);
         }
         for read in batch.drain(..) {
-            self.take(read, now);
+            self.take(read, via, now);
         }
         self.batch = batch;
     }
@@ -91,7 +110,7 @@ impl<S: Session> Shard<S> {
         batch.push(Read { item, glance, owner });
     }
 
-    fn take(&mut self, read: Read, now: Instant) {
+    fn take(&mut self, read: Read, via: Via, now: Instant) {
         let Read { item, glance, owner } = read;
         match (item, glance) {
             (Item::Segment(segment, _), Glance::Tcp(flow, request)) => {
@@ -101,9 +120,9 @@ impl<S: Session> Shard<S> {
                 self.take_segment(segment, flow, request, owner, now);
             }
             (Item::Packet(packet), Glance::Tcp(flow, request)) => {
-                self.take_tcp(packet, flow, request, now);
+                self.take_tcp(packet, flow, request, via, now);
             }
-            (Item::Packet(packet), Glance::Icmp) => self.take_icmp(packet, now),
+            (Item::Packet(packet), Glance::Icmp) => self.take_icmp(packet, via, now),
             (_, Glance::Fragment(to)) if self.owns(to) => self.counters.InFragments += 1,
             (Item::Packet(packet), _) => self.pass(packet),
             (Item::Segment(..), _) => {}
@@ -111,9 +130,22 @@ impl<S: Session> Shard<S> {
     }
 
     /// A packet of a flow that nobody had when the batch came in.
-    fn take_tcp(&mut self, packet: RxPacket, flow: FlowTuple, request: Request, now: Instant) {
-        match (self.registry.table.flow(&flow), request) {
-            (None, Request::Open) => self.take_syn(packet, flow, now),
+    fn take_tcp(
+        &mut self,
+        packet: RxPacket,
+        flow: FlowTuple,
+        request: Request,
+        via: Via,
+        now: Instant,
+    ) {
+        let owner = self.registry.table.flow(&flow);
+        if let (None, Request::Open) = (owner, request) {
+            return self.take_syn(packet, flow, via, now);
+        }
+        if let Some(shard) = self.elsewhere(owner, &flow, via) {
+            return self.send_away(packet, shard);
+        }
+        match (owner, request) {
             (None, Request::None) if !self.owns(flow.local.addr) => self.pass(packet),
             (owner, request) => {
                 let Some(segment) = self.parse(packet) else { return };
@@ -141,6 +173,7 @@ impl<S: Session> Shard<S> {
                 });
             }
             (Some(Owner::TimeWait(slot)), _) => self.take_time_wait(segment, flow, slot, now),
+            (Some(Owner::Shard(_)), _) => {} // never with a segment: it went there as it came
             // The flow ended within this batch.
             (None, Request::Open) => drop(self.open(flow, segment, now)),
             (None, Request::None) => {
@@ -158,7 +191,7 @@ impl<S: Session> Shard<S> {
             // RFC 9293 3.10.7.4 (MAY-2), RFC 6191: the peer is sure that nothing old is under way.
             self.counters.TimeWaitRecycled += 1;
             self.registry.time_wait.remove(slot);
-            self.registry.table.remove_flow(&flow, Owner::TimeWait(slot));
+            self.registry.remove_flow(flow, Owner::TimeWait(slot));
             self.open(flow, segment, now);
             return;
         }
@@ -168,11 +201,14 @@ impl<S: Session> Shard<S> {
     }
 
     /// A SYN of no flow is parsed from a second view of its frames: if nobody wants it, it goes on as it came.
-    fn take_syn(&mut self, packet: RxPacket, flow: FlowTuple, now: Instant) {
+    fn take_syn(&mut self, packet: RxPacket, flow: FlowTuple, via: Via, now: Instant) {
         let view = RxPacket { octets: packet.octets.clone(), ..packet };
         let parsed = parse(view);
         match parsed {
             Ok(Parsed::Tcp(_, syn)) => {
+                if let Some(shard) = self.host(&flow, &syn, via) {
+                    return self.send_away(packet, shard);
+                }
                 if self.open(flow, syn, now) == Taken::No {
                     self.pass(packet);
                 }
@@ -181,6 +217,28 @@ impl<S: Session> Shard<S> {
             Err(why) if self.owns(flow.local.addr) => self.counters.on_malformed(why),
             Err(_) => self.pass(packet), // whoever it is for may judge it
         }
+    }
+
+    /// The other shard that a SYN of no flow is for: the one with its token, or its flow's home.
+    fn host(&self, flow: &FlowTuple, syn: &Segment, via: Via) -> Option<u32> {
+        let ShardConfig { homes, index, .. } = self.registry.config;
+        match join_token(syn) {
+            Some(token) => Some(homes.of_token(token)).filter(|shard| *shard != index),
+            None => self.elsewhere(None, flow, via),
+        }
+    }
+
+    /// The other shard that a packet of `flow` is for: the one that adopted it, or, unless it came from there, its home.
+    fn elsewhere(&self, owner: Option<Owner>, flow: &FlowTuple, via: Via) -> Option<u32> {
+        match (owner, via) {
+            (Some(Owner::Shard(shard)), _) => Some(shard),
+            (None, Via::Port) => self.registry.elsewhere(flow),
+            _ => None,
+        }
+    }
+
+    fn send_away(&mut self, packet: RxPacket, shard: u32) {
+        self.registry.away.push((shard, Away::Packet(packet)));
     }
 
     fn open(&mut self, flow: FlowTuple, syn: Segment, now: Instant) -> Taken {
@@ -268,13 +326,14 @@ impl<S: Session> Shard<S> {
         Taken::Yes
     }
 
-    fn take_icmp(&mut self, packet: RxPacket, now: Instant) {
-        let error = IcmpError::parse(&packet.octets);
-        if let Ok(Some(error)) = error
-            && let Some(Owner::Session(id)) = self.registry.table.flow(&error.flow)
-        {
+    fn take_icmp(&mut self, packet: RxPacket, via: Via, now: Instant) {
+        let Ok(Some(error)) = IcmpError::parse(&packet.octets) else { return self.pass(packet) };
+        let owner = self.registry.table.flow(&error.flow);
+        if let Some(Owner::Session(id)) = owner {
             self.counters.InIcmpErrors += 1;
             self.run(id, now, |session, config, cx| session.on_icmp(config, error, cx));
+        } else if let Some(shard) = self.elsewhere(owner, &error.flow, via) {
+            self.send_away(packet, shard);
         } else {
             self.pass(packet);
         }

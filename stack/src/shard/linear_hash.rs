@@ -148,20 +148,20 @@ impl<K: Key, V: Copy + Eq> LinearHash<K, V> {
 
     /// Removes `key` if it has this value. Whether it had.
     pub fn remove(&mut self, key: &K, value: V) -> bool {
-        self.remove_where(self.hash(key), |entry| *entry == (*key, value))
+        self.remove_where(self.hash(key), |entry| *entry == (*key, value)).is_some()
     }
 
-    /// Removes the entry with this value, which no other has, and with a key of this hash. Whether there was one.
-    pub fn remove_value(&mut self, hash: u64, value: V) -> bool {
+    /// Removes the entry with this value, which no other has, and with a key of this hash; returns the key.
+    pub fn remove_value(&mut self, hash: u64, value: V) -> Option<K> {
         self.remove_where(hash, |(_, v)| *v == value)
     }
 
-    fn remove_where(&mut self, hash: u64, is_it: impl Fn(&(K, V)) -> bool) -> bool {
+    fn remove_where(&mut self, hash: u64, is_it: impl Fn(&(K, V)) -> bool) -> Option<K> {
         let at = self.page_of(hash);
         let (secret, page) = (self.secret, self.pages.get_mut(at));
-        let Some(page) = page else { return false };
-        let Some(index) = page.position(hash, is_it) else { return false };
-        page.entries.swap_remove(index);
+        let page = page?;
+        let index = page.position(hash, is_it)?;
+        let (removed, _) = page.entries.swap_remove(index);
         // The last entry is in its place now.
         if let Some((key, _)) = page.entries.get(index)
             && let Some(tag) = page.tags.as_flattened_mut().get_mut(index)
@@ -173,7 +173,7 @@ impl<K: Key, V: Copy + Eq> LinearHash<K, V> {
         if self.pages.len() > 1 && self.len < PAGE / 2 * self.pages.len() {
             self.merge();
         }
-        true
+        Some(removed)
     }
 
     fn page_of(&self, hash: u64) -> usize {
@@ -383,7 +383,7 @@ mod tests {
                         let value = u64::from(key) + 2;
                         let had = model.get(&key) == Some(&value);
                         let hash = table.hash(&key);
-                        prop_assert_eq!(table.watch(|t| t.remove_value(hash, value)), had);
+                        prop_assert_eq!(table.watch(|t| t.remove_value(hash, value)), had.then_some(key));
                         if had {
                             model.remove(&key);
                         }

@@ -1,12 +1,14 @@
 //! One core's share of the work: a flow table, sessions, their deadlines, and who may come in.
 //!
 //! A [`Shard`] is handed packets and instants and hands packets back; it knows what a flow is, but not what a session
-//! does with it ([`Session`] says that). It shares nothing with other shards.
+//! does with it ([`Session`] says that). It shares nothing with other shards; what is theirs comes out of
+//! [`Shard::away`].
 #![forbid(unsafe_code)]
 
 mod counters;
 mod flow_table;
 mod glance;
+mod homes;
 mod icmp_limit;
 mod ingest;
 mod linear_hash;
@@ -18,6 +20,7 @@ mod time_wait;
 
 pub use counters::Counters;
 pub use flow_table::{FlowTable, Owner};
+pub use homes::{Away, Homes};
 pub use session::{Cx, Limits, Opened, Refusal, Session, Stage};
 pub use slab::SessionId;
 
@@ -38,9 +41,9 @@ use slab::Slab;
 /// What a shard is told.
 #[derive(Clone, Debug)]
 pub struct ShardConfig {
-    /// Shards of the appliance.
-    pub shards: u32,
-    /// Which of them this is, from 0: tokens with `token % shards == index` lead here.
+    /// The shards of the appliance.
+    pub homes: Homes,
+    /// Which of them this is, from 0.
     pub index: u32,
     /// Addresses that are our own: segments to them that belong to nobody are answered with RST.
     pub owned: Vec<IpAddr>,
@@ -57,7 +60,7 @@ impl Default for ShardConfig {
     /// One shard; ports 1024 to 65535 (RFC 6056 3.2).
     fn default() -> ShardConfig {
         ShardConfig {
-            shards: 1,
+            homes: Homes::ALONE,
             index: 0,
             owned: Vec::new(),
             ephemeral: 1024..=65_535,
@@ -154,7 +157,7 @@ impl<S: Session> Shard<S> {
         self.due = due;
         for _ in 0..EXPIRE_SESSIONS {
             let Some(gone) = self.registry.time_wait.pop_expired(now) else { break };
-            self.registry.table.remove_time_wait(gone);
+            self.registry.forget_time_wait(gone);
         }
     }
 
@@ -217,6 +220,22 @@ impl<S: Session> Shard<S> {
     /// The packets that were not ours, exactly as they came.
     pub fn passed(&mut self) -> Drain<'_, RxPacket> {
         self.passed.drain(..)
+    }
+
+    /// What is for other shards, and for which. Notes have to arrive before the packets that [`Shard::transmit`] gives
+    /// are sent: then nothing that they cause is at their home before them.
+    pub fn away(&mut self) -> Drain<'_, (u32, Away)> {
+        self.registry.away.drain(..)
+    }
+
+    /// Shard `by` has `flow`, whose home this one is: what comes for it goes there.
+    pub fn on_adopted(&mut self, flow: FlowTuple, by: u32) {
+        self.registry.on_adopted(flow, by);
+    }
+
+    /// Shard `by` has `flow` no more.
+    pub fn on_released(&mut self, flow: FlowTuple, by: u32) {
+        self.registry.on_released(flow, by);
     }
 
     /// All sessions.

@@ -5,12 +5,13 @@ use super::flow_table::{FlowTable, Owner};
 use super::icmp_limit::IcmpLimit;
 use super::slab::SessionId;
 use super::time_wait::TimeWaitSlab;
-use super::{Counters, ShardConfig};
+use super::{Away, Counters, ShardConfig};
 use crate::buf::Pool;
 use crate::rng::Rng;
 use crate::tcp::{Opening, TimeWait};
 use crate::time::Instant;
 use crate::wire::{Endpoint, FlowTuple, IcmpError, Segment, TxPacket};
+use alloc::vec::Vec;
 use core::hash::Hasher;
 use core::net::IpAddr;
 use siphasher::sip::SipHasher13;
@@ -119,6 +120,8 @@ pub(super) struct Registry {
     pub config: ShardConfig,
     pub table: FlowTable,
     pub time_wait: TimeWaitSlab,
+    /// What waits to go to other shards, and to which.
+    pub away: Vec<(u32, Away)>,
     icmp_limit: IcmpLimit,
     secret: SipHasher13,
     /// Where the last search for a port ended.
@@ -130,6 +133,7 @@ impl Registry {
         Registry {
             table: FlowTable::new(rng),
             time_wait: TimeWaitSlab::new(config.max_time_wait),
+            away: Vec::new(),
             icmp_limit: IcmpLimit::default(),
             secret: SipHasher13::new_with_keys(rng.u64(), rng.u64()),
             next_port: rng.u32(),
@@ -196,21 +200,22 @@ impl Cx<'_> {
         self.registry.table.flow(&flow).is_none()
     }
 
-    /// Makes `flow` this session's. False: another session has it. A flow in TIME-WAIT is taken over.
+    /// Makes `flow` this session's. False: another session or shard has it. A flow in TIME-WAIT is taken over.
     pub fn add_flow(&mut self, flow: FlowTuple) -> bool {
         let mine = Owner::Session(self.session);
         match self.registry.table.flow(&flow) {
             Some(Owner::Session(id)) => return id == self.session,
+            Some(Owner::Shard(_)) => return false,
             Some(Owner::TimeWait(slot)) => drop(self.registry.time_wait.remove(slot)),
             None => {}
         }
-        self.registry.table.insert_flow(flow, mine);
+        self.registry.insert_flow(flow, mine);
         true
     }
 
     /// Gives `flow` up, if it is this session's.
     pub fn remove_flow(&mut self, flow: FlowTuple) {
-        self.registry.table.remove_flow(&flow, Owner::Session(self.session));
+        self.registry.remove_flow(flow, Owner::Session(self.session));
     }
 
     /// `flow`, this session's, goes on alone as TIME-WAIT.
@@ -223,7 +228,7 @@ impl Cx<'_> {
         let (slot, evicted) = self.registry.time_wait.insert(hash, state);
         if let Some(evicted) = evicted {
             self.counters.TimeWaitOverflow += 1;
-            self.registry.table.remove_time_wait(evicted);
+            self.registry.forget_time_wait(evicted);
         }
         self.registry.table.insert_flow(flow, Owner::TimeWait(slot));
     }
@@ -238,42 +243,40 @@ impl Cx<'_> {
         self.registry.table.remove_token(token, self.session);
     }
 
-    /// A key whose token (as `token_of` derives it) is free and leads to this shard: `token % shards == index`, so that
+    /// A key whose token (as `token_of` derives it) is free and leads to this shard ([`Homes::of_token`](super::Homes::of_token)), so that
     /// anybody in front can steer an MP_JOIN SYN without state. `None` only if all draws collide.
     pub fn fresh_key(&mut self, token_of: impl Fn(u64) -> u32) -> Option<u64> {
-        let shards = self.registry.config.shards.max(1);
-        (0..MAX_DRAWS.saturating_mul(shards)).find_map(|_| {
+        let homes = self.registry.config.homes;
+        (0..MAX_DRAWS.saturating_mul(homes.shards.max(1))).find_map(|_| {
             let key = self.rng.u64();
             let token = token_of(key);
             let good = key != 0 // RFC 8684 3.1 has no word on it, but some stacks read 0 as "none"
-                && token % shards == self.registry.config.index
+                && homes.of_token(token) == self.registry.config.index
                 && self.registry.table.token(token).is_none();
             good.then_some(key)
         })
     }
 
     /// A local port such that `local`:port to `remote` is free. RFC 6056 3.3.3: an offset that only we can compute,
-    /// then the next free ones, so that ports are neither predictable nor soon reused. Shards share the range by
-    /// `port % shards`. `None`: too many in a row are taken; the next search goes on behind them.
+    /// then the next free ones, so that ports are neither predictable nor soon reused. With several shards only those
+    /// at home here count. `None`: too many in a row are taken; the next search goes on behind them.
     pub fn ephemeral_port(&mut self, local: IpAddr, remote: Endpoint) -> Option<u16> {
         let config = &self.registry.config;
         let (low, high) =
             (u32::from(*config.ephemeral.start()), u32::from(*config.ephemeral.end()));
-        let (shards, index) = (config.shards.max(1), config.index);
-        let count = (high.checked_sub(low)? + 1) / shards;
-        if count == 0 {
-            return None;
-        }
+        let count = high.checked_sub(low)? + 1;
+        let probes = MAX_PORT_PROBES.saturating_mul(config.homes.shards.max(1));
         let probe = FlowTuple { local: Endpoint::new(local, 0), remote };
         let offset = self.registry.keyed(&probe, PURPOSE_PORT) as u32 % count;
         let step = self.rng.below(PORT_STRIDE);
         self.registry.next_port = self.registry.next_port.wrapping_add(step);
-        (0..count.min(MAX_PORT_PROBES)).find_map(|_| {
+        (0..count.min(probes)).find_map(|_| {
             self.registry.next_port = self.registry.next_port.wrapping_add(1);
             let at = offset.wrapping_add(self.registry.next_port) % count;
-            let port = (low + at * shards + index) as u16;
+            let port = (low + at) as u16;
             let flow = FlowTuple { local: Endpoint::new(local, port), remote };
-            (port != 0 && self.is_free(flow)).then_some(port)
+            let usable = port != 0 && self.registry.elsewhere(&flow).is_none();
+            (usable && self.is_free(flow)).then_some(port)
         })
     }
 
@@ -289,6 +292,6 @@ const PURPOSE_PORT: u8 = 1;
 /// Ports skipped at most between two draws (RFC 6056 3.3.5).
 const PORT_STRIDE: u32 = 8;
 
-/// Ports tried for one flow: some 50 microseconds, whereas all 64,000 of a destination that has no free port left would
+/// Ports of this shard tried for one flow: some 50 microseconds, whereas all 64,000 of a destination that has no free port left would
 /// hold every other flow up for milliseconds.
 const MAX_PORT_PROBES: u32 = 1 << 10;

@@ -358,25 +358,27 @@ fn newcomers_wait_when_limits_or_frames_run_out() {
 #[test]
 fn keys_lead_to_the_shard_that_drew_them_and_ports_are_its_own() {
     let (mut keys, mut ports) = (BTreeSet::new(), BTreeSet::new());
+    let homes = Homes { shards: 3, key: 12_345 };
     for index in 0..3 {
         let mut b = Bench::new(|config, _| {
-            config.shards = 3;
+            config.homes = homes;
             config.index = index;
             config.ephemeral = 50_000..=50_011;
         });
-        b.open(4000, at(0));
+        let at_home = (4000..).find(|port| homes.home(&flow(*port, 80)) == index).unwrap();
+        b.open(at_home, at(0));
         b.shard.for_each(at(0), |_, _, cx| {
             let token_of = |key: u64| (key >> 7) as u32;
             let token = token_of(cx.fresh_key(token_of).unwrap());
-            assert_eq!(token % 3, index);
+            assert_eq!(homes.of_token(token), index);
             assert!(keys.insert(token));
             let (local, remote) = (flow(1, 1).local.addr, flow(4000, 80).remote);
-            for _ in 0..4 {
-                let port = cx.ephemeral_port(local, remote).unwrap();
+            while let Some(port) = cx.ephemeral_port(local, remote) {
                 assert!((50_000..=50_011).contains(&port) && ports.insert(port));
-                assert!(cx.add_flow(FlowTuple { local: Endpoint::new(local, port), remote }));
+                let flow = FlowTuple { local: Endpoint::new(local, port), remote };
+                assert_eq!(homes.home(&flow), index);
+                assert!(cx.add_flow(flow));
             }
-            assert_eq!(cx.ephemeral_port(local, remote), None, "all are taken");
         });
     }
     assert_eq!(ports.len(), 12);
@@ -407,4 +409,78 @@ fn a_reopened_flow_starts_after_its_predecessor() {
     };
     let (first, second) = (iss(at(0)), iss(at(4)));
     assert_eq!(second.since(first), 1000, "RFC 6528: 4 microseconds a step");
+}
+
+/// One of three shards.
+fn third(index: u32) -> (Bench, Homes) {
+    let homes = Homes { shards: 3, key: 12_345 };
+    let change = |config: &mut ShardConfig, _: &mut Limits| {
+        (config.homes, config.index) = (homes, index);
+    };
+    (Bench::new(change), homes)
+}
+
+/// The client's port of a flow to port 80 at home in this shard.
+fn port_at(home: u32, homes: Homes) -> u16 {
+    (4000..).find(|port| homes.home(&flow(*port, 80)) == home).unwrap()
+}
+
+impl Bench {
+    fn away(&mut self) -> Vec<(u32, Away)> {
+        self.shard.away().collect()
+    }
+
+    fn recv_crossed(&mut self, flow: FlowTuple, segment: Segment) {
+        let mut rx = vec![self.rx(flow, &segment)];
+        self.shard.ingest_crossed(&mut rx, at(0));
+    }
+}
+
+#[test]
+fn what_is_nobodys_goes_home_once() {
+    let (mut b, homes) = third(0);
+    let stray = flow(port_at(1, homes), 80);
+    for control in [Control::Syn, Control::None] {
+        b.recv(stray, segment(control, 0, 0), at(0));
+        assert!(matches!(b.away()[..], [(1, Away::Packet(_))]), "{control:?} goes home");
+    }
+    assert!(b.sent(10, at(0)).is_empty());
+    b.recv_crossed(stray, segment(Control::None, 0, 0));
+    assert!(b.away().is_empty(), "and not back");
+    assert_eq!(b.sent(10, at(0)).len(), 1, "RST: who sent it here knows that we have it");
+}
+
+#[test]
+fn a_join_goes_to_its_token_and_home_learns_of_it() {
+    let ((mut a, homes), (mut b, _)) = (third(0), third(1));
+    let elder = port_at(1, homes);
+    b.open(elder, at(0));
+    let token = (4000..).find(|token| homes.of_token(*token) == 1).unwrap();
+    b.shard.for_each(at(0), |_, _, cx| assert!(cx.add_token(token)));
+    assert!(b.away().is_empty(), "what is at home is nobody else's business");
+    let joined = flow(port_at(0, homes), 80);
+    a.recv(joined, join(token), at(0));
+    let mail = a.away();
+    assert!(matches!(mail[..], [(1, Away::Packet(_))]), "{mail:?}");
+    b.recv_crossed(joined, join(token));
+    assert!(matches!(b.away()[..], [(0, Away::Adopted(f))] if f == joined));
+    a.shard.on_adopted(joined, 1);
+    a.recv_crossed(joined, segment(Control::None, 0, 0));
+    assert!(matches!(a.away()[..], [(1, Away::Packet(_))]), "home hands on, even what crossed");
+    b.shard.for_each(at(0), |_, _, cx| cx.remove_flow(joined));
+    assert!(matches!(b.away()[..], [(0, Away::Released(f))] if f == joined));
+    a.shard.on_released(joined, 2);
+    assert_eq!(a.shard.occupancy().flows, 1, "only who adopted it may release it");
+    a.shard.on_released(joined, 1);
+    assert_eq!(a.shard.occupancy().flows, 0);
+}
+
+#[test]
+fn home_keeps_what_it_has_when_another_claims_it() {
+    let (mut b, homes) = third(0);
+    let mine = port_at(0, homes);
+    b.open(mine, at(0));
+    b.shard.on_adopted(flow(mine, 80), 1);
+    b.recv(flow(mine, 80), segment(Control::None, 0, 1), at(0));
+    assert_eq!((b.sent(10, at(0)).len(), b.away().len()), (1, 0));
 }

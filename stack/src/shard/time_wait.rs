@@ -19,6 +19,9 @@ struct Slot {
 
 const NONE: u32 = u32::MAX;
 
+/// More than memory holds; a flow table tells slots from shards by their highest bit.
+const MAX: u32 = 1 << 31;
+
 /// What a flow costs while nobody uses it any more, its 20 octets in the flow table apart.
 const _: () = assert!(size_of::<Slot>() <= 56);
 
@@ -43,7 +46,7 @@ pub(super) struct TimeWaitSlab {
 impl TimeWaitSlab {
     pub fn new(max: u32) -> TimeWaitSlab {
         let slots = BlockVec::new();
-        TimeWaitSlab { slots, free: NONE, first: NONE, last: NONE, len: 0, max: max.max(1) }
+        TimeWaitSlab { slots, free: NONE, first: NONE, last: NONE, len: 0, max: max.clamp(1, MAX) }
     }
 
     pub fn len(&self) -> usize {

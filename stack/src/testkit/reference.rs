@@ -62,6 +62,8 @@ pub struct Topology {
     pub tcp: TcpConfig,
     /// Frames in each conversion point's pool.
     pub frames: u32,
+    /// Shards of each conversion point.
+    pub shards: u32,
     /// On the dMCP's end of a path.
     middle: Vec<(usize, Box<dyn Pass>)>,
 }
@@ -117,6 +119,7 @@ impl Topology {
             dmcp: dmcp_config,
             tcp,
             frames: 16_384,
+            shards: 1,
             middle: Vec::new(),
         }
     }
@@ -152,10 +155,20 @@ impl Topology {
         };
         let mut rng = || sim.fork_rng();
         let (a, b) = (rng(), rng());
-        let umcp_node =
-            McpNode::new(self.umcp, owned(umcp, None), routes(paths, 0), self.frames, a);
-        let dmcp_node =
-            McpNode::new(self.dmcp, owned(dmcp, Some(DMCP)), routes(paths, 1), self.frames, b);
+        let umcp_node = McpNode::new(
+            (self.shards, self.umcp),
+            owned(umcp, None),
+            routes(paths, 0),
+            self.frames,
+            a,
+        );
+        let dmcp_node = McpNode::new(
+            (self.shards, self.dmcp),
+            owned(dmcp, Some(DMCP)),
+            routes(paths, 1),
+            self.frames,
+            b,
+        );
         let (umcp, dmcp) = (sim.add(umcp_node), sim.add(dmcp_node));
         sim.link((client, 0), (umcp, 0), self.lan);
         sim.link((dmcp, 0), (server, 0), self.server_link);
