@@ -1,5 +1,7 @@
-//! What the benches share: a segment, and a way to print how two ways of doing one thing compare.
+//! What the benches share: a segment, a chain in memory, and a way to print how two ways of doing one thing compare.
 #![forbid(unsafe_code)]
+
+pub mod chain;
 
 use stack::buf::{Chain, Pool};
 use stack::wire::{

@@ -1,45 +1,49 @@
 //! `plait bench memory`: what a conversion point costs per segment, without any system call.
 #![forbid(unsafe_code)]
 
-mod nodes;
+mod worker;
 
+use super::machine::processors;
 use super::rounds::Spread;
-use clap::Args;
-use nodes::{Device, Host, Mcp, Work};
+use benches::chain::{Device, SEGMENT, Setting, WRITERS, WRITTEN};
+use clap::{Args, ValueEnum};
 use serde::Serialize;
-use stack::testkit::Link;
-use stack::testkit::reference::{CLIENT, DMCP, SERVER, Topology, dmcp, umcp};
-use stack::time::{Duration, Instant};
-use stack::wire::Endpoint;
-use std::io;
-use std::net::IpAddr;
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
-
-/// What passes between two turns of every node, in virtual time.
-const TURN: Duration = Duration::from_micros(50);
-/// Octets of text in a segment that was clamped so that DSS and timestamps fit beside it.
-const SEGMENT: u64 = 1_420;
-/// A transfer is measured in so many parts: their median is less shaken by whatever else the machine does.
-const PARTS: u64 = 20;
-/// Octets that a connection may have under way, shared by all where there are many.
-const BUFFERS: u32 = 256 << 20;
+use std::time::Instant;
 
 /// Nanoseconds per relayed segment: client - uMCP - dMCP - server in one thread, in memory.
 ///
 /// Counted is everything that a conversion point does from a burst in frames to packets ready for a device: both legs, ACKs,
 /// timers, checksums, segmentation; not what the device and the hosts do.
 ///
+/// Of many connections, 100 write at a time, 64 KiB each; then it is the turn of the next. Each has its turn, however few
+/// segments are asked for: 100,000 connections take 4,600,000 segments. All defaults together take half an hour.
+///
+/// With more than one worker, as many chains run on pinned threads of their own and share nothing: this is how throughput
+/// grows with the cores.
+///
 /// Example: plait bench memory --subflows 1,2,8 --connections 1,100 --json memory.json
+/// Example: plait bench memory --subflows 2 --connections 100 --checksum off --workers 1,2
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct MemoryArgs {
     /// Paths, hence subflows of each connection.
-    #[arg(long, value_delimiter = ',', default_values = ["1", "2", "4", "8"])]
+    #[arg(long, value_delimiter = ',', default_values = ["1", "2", "4", "8"],
+          value_parser = clap::value_parser!(u8).range(1..=8))]
     subflows: Vec<u8>,
-    /// Connections at once.
-    #[arg(long, value_delimiter = ',', default_values = ["1", "100"])]
+    /// Connections at once, of each worker.
+    #[arg(long, value_delimiter = ',', default_values = ["1", "100", "10000", "100000"],
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     connections: Vec<u32>,
-    /// Segments of a transfer.
+    /// Whether data sequence signals carry a checksum.
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["off", "on"])]
+    checksum: Vec<Switch>,
+    /// Chains at once, each on a core of its own.
+    #[arg(long, value_delimiter = ',', default_values = ["1"],
+          value_parser = clap::value_parser!(u16).range(1..=1024))]
+    workers: Vec<u16>,
+    /// Segments of a transfer, of each worker.
     #[arg(long, default_value_t = 400_000, value_parser = clap::value_parser!(u64).range(10_000..))]
     segments: u64,
     /// Only devices without offloads.
@@ -50,188 +54,178 @@ pub struct MemoryArgs {
     json: Option<PathBuf>,
 }
 
-#[derive(Clone, Copy, Debug, Serialize)]
-struct Setting {
-    subflows: u8,
-    checksum: bool,
-    offloads: bool,
-    connections: u32,
+/// On or off.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Switch {
+    Off,
+    On,
 }
 
+impl Switch {
+    fn name(self) -> &'static str {
+        match self {
+            Switch::Off => "off",
+            Switch::On => "on",
+        }
+    }
+}
+
+/// One line of the table.
 #[derive(Clone, Copy, Debug, Serialize)]
-struct Result {
-    setting: Setting,
-    /// Nanoseconds per segment.
+struct Case {
+    offloads: Switch,
+    workers: u16,
+    connections: u32,
+    subflows: u8,
+    checksum: Switch,
+}
+
+/// What came of it.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Outcome {
+    #[serde(flatten)]
+    case: Case,
+    /// Nanoseconds per segment, over the parts of all workers.
     umcp: Spread,
     dmcp: Spread,
     /// Packets in and out per segment.
     umcp_packets: (f64, f64),
     dmcp_packets: (f64, f64),
+    /// Payload through all chains, hosts included, 10^9 bits per second.
+    gbit_per_s: f64,
+}
+
+/// What the file holds.
+#[derive(Debug, Serialize)]
+struct Report {
+    bench: &'static str,
+    processors: usize,
+    segments: u64,
+    results: Vec<Outcome>,
 }
 
 /// Runs it and prints the table.
 pub fn run(args: &MemoryArgs) -> io::Result<()> {
-    if args.subflows.iter().any(|n| !(1..=8).contains(n)) {
-        return Err(io::Error::other("a connection has 1 to 8 subflows here"));
-    }
     println!(
-        "client - uMCP - dMCP - server in memory, one thread, {} segments each",
-        args.segments
+        "client - uMCP - dMCP - server in memory, {} segments or more; ns per segment of {SEGMENT} octets: median of {} parts (least to greatest)",
+        args.segments,
+        worker::PARTS
     );
-    println!("ns per segment: median of {PARTS} parts (least to greatest)\n");
     println!(
-        "{:>8} {:>8} {:>8} {:>11}   {:<24} {:<24} packets in + out",
-        "subflows", "checksum", "offloads", "connections", "uMCP", "dMCP"
+        "of many connections {WRITERS} write at a time, {} KiB each; Gbit/s: all chains, hosts included\n",
+        WRITTEN >> 10
     );
+    println!(
+        "{:>8} {:>7} {:>11} {:>8} {:>8}   {:<24} {:<24} {:<16} {:>7}",
+        "offloads",
+        "workers",
+        "connections",
+        "subflows",
+        "checksum",
+        "uMCP",
+        "dMCP",
+        "packets in + out",
+        "Gbit/s"
+    );
+    let (cases, begun) = (cases(args), Instant::now());
     let mut results = Vec::new();
-    for offloads in [false, true].into_iter().filter(|offloads| !(*offloads && args.no_offloads)) {
-        for &connections in &args.connections {
-            for &subflows in &args.subflows {
-                for checksum in [false, true] {
-                    let setting = Setting { subflows, checksum, offloads, connections };
-                    let result = measure(setting, args.segments)?;
-                    println!(
-                        "{subflows:>8} {:>8} {:>8} {connections:>11}   {:<24} {:<24} {:.2} + {:.2}",
-                        if checksum { "on" } else { "off" },
-                        if offloads { "on" } else { "off" },
-                        result.umcp.show(0),
-                        result.dmcp.show(0),
-                        result.umcp_packets.0,
-                        result.umcp_packets.1,
-                    );
-                    results.push(result);
-                }
-            }
-        }
+    for (done, case) in cases.iter().enumerate() {
+        let progress =
+            Progress(format!("{} of {}, {:.0?}", done + 1, cases.len(), begun.elapsed()));
+        let outcome = measure(*case, args.segments, &progress)?;
+        progress.wipe();
+        println!("{}", line(&outcome));
+        results.push(outcome);
     }
+    println!("\n{:.0?} in all", begun.elapsed());
     if let Some(path) = &args.json {
-        std::fs::write(path, serde_json::to_string_pretty(&results)?)?;
+        let (processors, segments) = (processors(), args.segments);
+        let report = Report { bench: "memory", processors, segments, results };
+        std::fs::write(path, serde_json::to_string_pretty(&report)? + "\n")?;
     }
     Ok(())
 }
 
-fn measure(setting: Setting, segments: u64) -> io::Result<Result> {
-    let mut net = Net::new(setting);
-    let mut idle = 0;
-    while net.client.open() < setting.connections as usize || net.server.read == 0 {
-        let before = net.client.open();
-        net.turn();
-        idle = if net.client.open() > before { 0 } else { idle + 1 };
-        if idle > 100_000 {
-            let up = net.client.open();
-            return Err(io::Error::other(format!("only {up} of {setting:?} came up")));
+/// Everything that was asked for, in the order of the table.
+fn cases(args: &MemoryArgs) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for offloads in [Switch::Off, Switch::On] {
+        for &workers in &args.workers {
+            for &connections in &args.connections {
+                for &subflows in &args.subflows {
+                    for &checksum in &args.checksum {
+                        cases.push(Case { offloads, workers, connections, subflows, checksum });
+                    }
+                }
+            }
         }
     }
-    net.carry(segments / 4)?;
-    let (begun, read) = (net.work(), net.server.read);
-    let mut parts = Vec::new();
-    for _ in 0..PARTS {
-        let (before, read) = (net.work(), net.server.read);
-        net.carry(segments / PARTS)?;
-        let segments = (net.server.read - read) as f64 / SEGMENT as f64;
-        let per_segment = |a: Work, b: Work| (a.spent - b.spent).as_nanos() as f64 / segments;
-        let after = net.work();
-        parts.push((per_segment(after[0], before[0]), per_segment(after[1], before[1])));
+    cases.retain(|case| !(args.no_offloads && case.offloads == Switch::On));
+    cases
+}
+
+/// A line on a terminal that the next one overwrites.
+#[derive(Clone, Debug)]
+struct Progress(String);
+
+impl Progress {
+    fn say(&self, words: &str) {
+        if io::stderr().is_terminal() {
+            eprint!("\r{}: {words:40}", self.0);
+        }
     }
-    let segments = (net.server.read - read) as f64 / SEGMENT as f64;
-    let ended = net.work();
-    let packets = |i: usize| {
-        let (a, b): (Work, Work) = (ended[i], begun[i]);
-        (
-            (a.packets_in - b.packets_in) as f64 / segments,
-            (a.packets_out - b.packets_out) as f64 / segments,
-        )
+
+    fn wipe(&self) {
+        if io::stderr().is_terminal() {
+            eprint!("\r{:80}\r", "");
+        }
+    }
+}
+
+fn measure(case: Case, segments: u64, progress: &Progress) -> io::Result<Outcome> {
+    let setting = Setting {
+        subflows: case.subflows,
+        checksum: case.checksum == Switch::On,
+        device: match case.offloads {
+            Switch::Off => Device::Plain,
+            Switch::On => Device::Offloads,
+        },
+        connections: case.connections,
     };
-    Ok(Result {
-        setting,
-        umcp: Spread::of(parts.iter().map(|part| part.0)).unwrap_or_default(),
-        dmcp: Spread::of(parts.iter().map(|part| part.1)).unwrap_or_default(),
+    // Every connection has its turn.
+    let round = u64::from(case.connections) * u64::from(WRITTEN).div_ceil(SEGMENT);
+    let segments = if case.connections > 1 { segments.max(round) } else { segments };
+    let shares = worker::run(setting, segments, case.workers, progress)?;
+    let parts =
+        |which: usize| shares.iter().flat_map(move |s| s.parts.iter().map(move |p| p[which]));
+    let packets = |which: usize| {
+        let mean = |of: fn(&(f64, f64)) -> f64| {
+            shares.iter().map(|s| of(&s.packets[which])).sum::<f64>() / shares.len() as f64
+        };
+        (mean(|p| p.0), mean(|p| p.1))
+    };
+    Ok(Outcome {
+        case,
+        umcp: Spread::of(parts(0)).unwrap_or_default(),
+        dmcp: Spread::of(parts(1)).unwrap_or_default(),
         umcp_packets: packets(0),
         dmcp_packets: packets(1),
+        gbit_per_s: shares.iter().map(|share| share.gbit_per_s).sum(),
     })
 }
 
-/// The chain, and its clock.
-struct Net {
-    client: Host,
-    umcp: Mcp,
-    dmcp: Mcp,
-    server: Host,
-    now: Instant,
-}
-
-impl Net {
-    fn new(setting: Setting) -> Net {
-        let paths = usize::from(setting.subflows);
-        // Links only count here: nothing limits them.
-        let mut topology = Topology::new(1, &vec![Link::new(1_000_000_000, TURN); paths]);
-        let buffer = (BUFFERS / setting.connections.max(1)).clamp(16 << 10, 1 << 20);
-        for config in [&mut topology.umcp, &mut topology.dmcp] {
-            config.mptcp.checksum = setting.checksum;
-            config.mptcp.max_subflows = setting.subflows;
-            config.buffer = buffer;
-            config.max_connections = setting.connections + 1;
-            config.max_half_open = setting.connections + 1;
-            for tcp in [&mut config.tcp, &mut config.mptcp.tcp] {
-                (tcp.receive_buffer, tcp.send_buffer) = (buffer, buffer);
-            }
-            (config.mptcp.receive_buffer, config.mptcp.send_buffer) = (buffer, buffer);
-        }
-        (topology.tcp.receive_buffer, topology.tcp.send_buffer) = (buffer, buffer);
-        let device = if setting.offloads { Device::Offloads } else { Device::Plain };
-        let frames =
-            ((u64::from(buffer) * u64::from(setting.connections)) >> 8).clamp(1 << 16, 1 << 21);
-        let frames = frames as u32;
-        let owned = |own: fn(usize) -> IpAddr| (0..paths).map(own);
-        let mut net = Net {
-            client: Host::new(topology.tcp.clone(), device, frames),
-            umcp: Mcp::new(topology.umcp, owned(umcp).collect(), device, frames),
-            dmcp: Mcp::new(topology.dmcp, owned(dmcp).chain([DMCP]).collect(), device, frames),
-            server: Host::new(topology.tcp, device, frames),
-            now: Instant::ZERO + Duration::from_secs(1),
-        };
-        for i in 0..setting.connections {
-            let port = |n: u32| 1_024 + (n % 60_000) as u16;
-            let server = Endpoint::new(SERVER, port(i / 60_000));
-            net.client.connect(Endpoint::new(CLIENT, port(i)), server, net.now);
-        }
-        net
-    }
-
-    fn work(&self) -> [Work; 2] {
-        [self.umcp.work, self.dmcp.work]
-    }
-
-    /// Turns until so many more segments were read.
-    fn carry(&mut self, segments: u64) -> io::Result<()> {
-        let goal = self.server.read + segments * SEGMENT;
-        let mut idle = 0;
-        while self.server.read < goal {
-            let before = self.server.read;
-            self.turn();
-            idle = if self.server.read > before { 0 } else { idle + 1 };
-            if idle > 100_000 {
-                return Err(io::Error::other("the transfer stands still"));
-            }
-        }
-        Ok(())
-    }
-
-    /// Every node once.
-    fn turn(&mut self) {
-        let Net { client, umcp, dmcp, server, now } = self;
-        client.run(*now, true, |_, packet| umcp.inbox.push_back(packet));
-        umcp.run(*now, |to, packet| match to {
-            CLIENT => client.inbox.push_back(packet),
-            _ => dmcp.inbox.push_back(packet),
-        });
-        dmcp.run(*now, |to, packet| match to {
-            SERVER => server.inbox.push_back(packet),
-            _ => umcp.inbox.push_back(packet),
-        });
-        server.run(*now, false, |_, packet| dmcp.inbox.push_back(packet));
-        *now += TURN;
-    }
+fn line(outcome: &Outcome) -> String {
+    let Case { offloads, workers, connections, subflows, checksum } = outcome.case;
+    let packets = format!("{:.2} + {:.2}", outcome.umcp_packets.0, outcome.umcp_packets.1);
+    format!(
+        "{:>8} {workers:>7} {connections:>11} {subflows:>8} {:>8}   {:<24} {:<24} {packets:<16} {:>7.2}",
+        offloads.name(),
+        checksum.name(),
+        outcome.umcp.show(0),
+        outcome.dmcp.show(0),
+        outcome.gbit_per_s
+    )
 }
 
 #[cfg(test)]
@@ -240,15 +234,17 @@ mod tests {
 
     #[test]
     fn every_setting_carries_what_it_should_and_nothing_twice() {
-        for (offloads, checksum, subflows, connections) in
-            [(false, false, 1, 1), (false, true, 8, 3), (true, true, 2, 1)]
+        use Switch::{Off, On};
+        for (offloads, checksum, subflows, connections, workers) in
+            [(Off, Off, 1, 1, 1), (Off, On, 8, 3, 1), (On, On, 2, 1, 1), (Off, Off, 1, 300, 2)]
         {
-            let setting = Setting { subflows, checksum, offloads, connections };
-            let result = measure(setting, 10_000).expect("it runs");
-            let (packets_in, packets_out) = result.umcp_packets;
-            let most = if offloads { 0.2 } else { 1.2 };
-            assert!(packets_in < most && packets_out < most, "{result:?}");
-            assert!(result.umcp.median > 0.0 && result.dmcp.median > 0.0, "{result:?}");
+            let case = Case { offloads, workers, connections, subflows, checksum };
+            let outcome = measure(case, 10_000, &Progress(String::new())).expect("it runs");
+            let (packets_in, packets_out) = outcome.umcp_packets;
+            let most = if offloads == On { 0.2 } else { 1.2 };
+            assert!(packets_in < most && packets_out < most, "{outcome:?}");
+            assert!(outcome.umcp.median > 0.0 && outcome.dmcp.median > 0.0, "{outcome:?}");
+            assert!(outcome.gbit_per_s > 0.0, "{outcome:?}");
         }
     }
 }
