@@ -188,6 +188,7 @@ impl Ours {
             signal: side == 2,
             subflow: side == 1,
             backup: false,
+            fullmesh: false,
             reach: vec![stack::wire::Prefix { addr: address(0, path), len: 24 }],
         });
         let mptcp = (subflows > 0).then(|| {

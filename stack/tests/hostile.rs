@@ -43,6 +43,7 @@ fn config(checksum: bool) -> McpConfig {
         signal: true,
         subflow: true,
         backup: false,
+        fullmesh: false,
         reach: vec![],
     };
     let rule = |ports, action| Rule { name: "r".into(), from: None, to: None, ports, action };

@@ -2,12 +2,9 @@
 #![forbid(unsafe_code)]
 
 use crate::child;
-use clap::ValueEnum;
 use dataplane::control::{self, Request, Show};
 use pcap_tests::netns::{Namespace, Process};
-use pcap_tests::topology::{
-    DMCP_SRV, PREFIX_LEN, Reference, dmcp_plait, on_link, umcp_plait, wan_device,
-};
+use pcap_tests::topology::{DMCP_SRV, Reference, dmcp_plait, umcp_plait, wan_device};
 use serde_json::{Value, json};
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -34,15 +31,6 @@ struct Appliance {
     control: PathBuf,
 }
 
-/// Which subflows the uMCP opens.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub enum Subflows {
-    /// One per link: each address talks to the other end of its own link only.
-    OnePerLink,
-    /// From each address but the first to every address of the dMCP, as in docs/examples.
-    Mesh,
-}
-
 /// How the appliances are to run.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings<'a> {
@@ -50,8 +38,6 @@ pub struct Settings<'a> {
     pub io: &'a str,
     /// How long they look at their ports before they sleep (`node.spin`); `None`: the default.
     pub spin: Option<&'a str>,
-    /// Which subflows a connection gets.
-    pub subflows: Subflows,
     /// Where their files go.
     pub directory: &'a Path,
 }
@@ -196,9 +182,6 @@ fn umcp_config(links: usize, settings: Settings<'_>) -> String {
     }
     for link in 0..links {
         path(&mut config, umcp_plait(link), "subflow");
-        if settings.subflows == Subflows::OnePerLink {
-            let _ = writeln!(config, "reach = \"{}/{PREFIX_LEN}\"", on_link(link, 0));
-        }
     }
     let dmcp = dmcp_plait(0);
     let _ = write!(
@@ -241,14 +224,12 @@ mod tests {
         for links in [1, 2, 8] {
             for io in ["af-xdp", "af-packet", "pnet"] {
                 let directory = Path::new("/tmp/demo");
-                for subflows in [Subflows::OnePerLink, Subflows::Mesh] {
-                    let settings = Settings { io, spin: Some("10us"), subflows, directory };
-                    for text in [umcp_config(links, settings), dmcp_config(links, settings)] {
-                        let config = Config::parse("demo.toml", &text).unwrap_or_else(|errors| {
-                            panic!("{errors}\n{text}");
-                        });
-                        assert!(config.warnings.is_none(), "{}\n{text}", config.warnings.unwrap());
-                    }
+                let settings = Settings { io, spin: Some("10us"), directory };
+                for text in [umcp_config(links, settings), dmcp_config(links, settings)] {
+                    let config = Config::parse("demo.toml", &text).unwrap_or_else(|errors| {
+                        panic!("{errors}\n{text}");
+                    });
+                    assert!(config.warnings.is_none(), "{}\n{text}", config.warnings.unwrap());
                 }
             }
         }

@@ -226,6 +226,8 @@ pub enum PathFlag {
     Subflow,
     /// Used when no other works.
     Backup,
+    /// Joins are opened from it to every address that the peer announces.
+    Fullmesh,
 }
 
 /// `[[remote]]`

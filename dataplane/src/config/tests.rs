@@ -168,6 +168,26 @@ fn kept_sources_come_back_through_the_return_port() {
 }
 
 #[test]
+fn a_path_reaches_what_its_port_leads_to() {
+    let show = |text: &str| -> Vec<Vec<String>> {
+        let paths = parse(text).mcp.mptcp.addresses;
+        paths.iter().map(|path| path.reach.iter().map(value::show).collect()).collect()
+    };
+    let example = include_str!("../../../docs/examples/umcp.toml");
+    assert_eq!(show(example), [["10.0.1.1/24"], ["10.0.2.1/24"]]);
+    let route = "[[route]]\nto = \"10.9.0.0/16\"\nport = \"wan2\"\nvia = \"10.0.2.254\"\n";
+    assert_eq!(
+        show(&format!("{example}\n{route}")),
+        [vec!["10.0.1.1/24"], vec!["10.0.2.1/24", "10.9.0.0/16"]]
+    );
+    let addresses = "addresses = [\"10.0.2.1/24\"]";
+    let gateway = format!("{addresses}\ngateway = \"10.0.2.254\"");
+    let everywhere: [Vec<&str>; 2] = [vec!["10.0.1.1/24"], vec![]];
+    assert_eq!(show(&example.replace(addresses, &gateway)), everywhere);
+    assert_eq!(show(UMCP), [Vec::new(), vec!["10.0.2.0/24"]]);
+}
+
+#[test]
 fn the_mss_fits_the_narrowest_port() {
     let rule = parse(UMCP).mss;
     assert_eq!(rule.mss(&[1500; 3]), 1340, "1400 octets as configured, IPv6 is possible");
@@ -295,7 +315,7 @@ fn mistakes_about_paths_remotes_and_services() {
             ("address = \"10.0.2.1\"", "address = \"10.0.1.1\""),
             ("address = \"10.0.2.1\"", "address = \"10.0.2.1/24\""),
             ("reach = [\"10.0.2.0/24\"]", "reach = \"2001:db8::/32\""),
-            ("flags = [\"subflow\"]", "flags = [\"fullmesh\"]"),
+            ("flags = [\"subflow\"]", "flags = [\"implicit\"]"),
             ("[\"10.0.1.2\", \"10.0.2.2\"]", "[\"2001:db8::2\"]"),
             ("[\"10.0.1.2\", \"10.0.2.2\"]", "[]"),
             ("[\"10.0.1.2\", \"10.0.2.2\"]", "[\"10.0.1.1\"]"),

@@ -370,6 +370,7 @@ fn mcp_config(host: u8) -> McpConfig {
         signal: host == 2,
         subflow: host == 1,
         backup: false,
+        fullmesh: false,
         reach: vec![Prefix { addr: IpAddr::from([10, 0, path, 0]), len: 24 }],
     };
     let mptcp = MptcpConfig { addresses: vec![path(1), path(2)], ..MptcpConfig::default() };

@@ -108,6 +108,8 @@ pub struct LocalAddress {
     pub subflow: bool,
     /// Subflows from it are backups.
     pub backup: bool,
+    /// Open a subflow from it to every address that the peer announces.
+    pub fullmesh: bool,
     /// Remote prefixes it can talk to; empty means all.
     pub reach: Vec<Prefix>,
 }

@@ -156,7 +156,8 @@ impl Connection {
         self.cfg.addresses.iter().any(|a| a.addr == addr && a.backup)
     }
 
-    /// Our address for a subflow to an announced one: preferably one that no path uses.
+    /// Our address for a subflow to an announced one: one that no path uses. Where every one has its subflow already, a
+    /// peer with more addresses than we have gets another, so that each of its links is used.
     fn local_for(&self, remote: IpAddr) -> Option<IpAddr> {
         let in_use = |addr: IpAddr| {
             self.subflows.iter().any(|sf| sf.flow.local.addr == addr)
@@ -168,8 +169,9 @@ impl Connection {
             .iter()
             .filter(|a| (a.subflow || a.addr == self.first.local.addr) && a.reaches(remote))
             .map(|a| a.addr);
-        let first = fitting.clone().next();
-        fitting.find(|addr| !in_use(*addr)).or(first)
+        let (first, ours) = (fitting.clone().next(), fitting.clone().count());
+        let theirs = 1 + self.paths.remotes.len();
+        fitting.find(|addr| !in_use(*addr)).or(first.filter(|_| ours < theirs))
     }
 
     /// Opens what should be open and announces what should be announced.
@@ -194,7 +196,9 @@ impl Connection {
         if self.role == Role::Initiator && !self.paths.initial_remote_forbidden {
             self.paths.reopens_first = true;
             for a in cfg.addresses.iter().filter(|a| a.subflow && a.addr != first.local.addr) {
-                if a.reaches(first.remote.addr) {
+                // The peer's announcement may have come first.
+                let served = self.paths.paths.iter().any(|p| p.local == a.addr);
+                if a.reaches(first.remote.addr) && (a.fullmesh || !served) {
                     self.paths.want(a.addr, first.remote, 0, now);
                 }
             }
@@ -311,6 +315,10 @@ impl Connection {
         }
         if let Some(local) = self.local_for(remote.addr) {
             self.paths.want(local, remote, id, now);
+        }
+        let cfg = self.cfg.clone();
+        for a in cfg.addresses.iter().filter(|a| a.fullmesh && a.reaches(remote.addr)) {
+            self.paths.want(a.addr, remote, id, now);
         }
     }
 

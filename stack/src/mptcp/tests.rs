@@ -112,6 +112,7 @@ fn config(host: usize) -> MptcpConfig {
             signal: host == B && path == 1,
             subflow: host == A,
             backup: false,
+            fullmesh: false,
             reach: Vec::from([prefix(path)]),
         })
         .collect();
@@ -498,6 +499,40 @@ fn a_transfer_uses_both_paths_and_closes_in_good_order() {
     assert_eq!(sim.hosts[A].counters.EchoAddTx, 1);
     assert_eq!(sim.hosts[B].counters.EchoAdd, 1);
     sim.assert_done();
+}
+
+/// The subflows of A when `ours` of its addresses and `theirs` of B's can all reach each other.
+fn subflows_between(ours: usize, theirs: usize, fullmesh: bool) -> usize {
+    let (mut a, mut b) = (config(A), config(B));
+    a.addresses.truncate(ours);
+    b.addresses.truncate(theirs);
+    for address in a.addresses.iter_mut().chain(&mut b.addresses) {
+        address.reach.clear();
+        address.fullmesh = fullmesh;
+    }
+    let mut sim = Sim::new(3, a, b);
+    sim.hosts[A].to_send = 1_000;
+    for host in &mut sim.hosts {
+        host.close_after = false;
+    }
+    sim.connect();
+    sim.run_for(3_000);
+    sim.hosts[A].mptcp().subflows().count()
+}
+
+#[test]
+fn there_is_one_subflow_for_each_address_of_the_side_that_has_more() {
+    assert_eq!(subflows_between(1, 1, false), 1);
+    assert_eq!(subflows_between(2, 1, false), 2);
+    assert_eq!(subflows_between(1, 2, false), 2);
+    assert_eq!(subflows_between(2, 2, false), 2);
+}
+
+#[test]
+fn a_full_mesh_has_one_for_each_pair_of_addresses() {
+    assert_eq!(subflows_between(2, 1, true), 2);
+    assert_eq!(subflows_between(1, 2, true), 2);
+    assert_eq!(subflows_between(2, 2, true), 4);
 }
 
 #[test]

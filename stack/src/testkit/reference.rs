@@ -88,6 +88,7 @@ impl Topology {
                 signal: !subflow,
                 subflow,
                 backup: false,
+                fullmesh: false,
                 reach: reach.clone(),
             };
             umcp_config.mptcp.addresses.push(address(umcp(path), true));

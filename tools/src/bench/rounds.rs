@@ -3,7 +3,7 @@
 
 use super::contender::{Chain, Contender, LINKS, Offloads, is_installed};
 use super::machine::processors;
-use crate::appliance::{Settings, Subflows};
+use crate::appliance::Settings;
 use crate::workspace::{AtTheEnd, Workspace};
 use clap::{Args, ValueEnum};
 use pcap_tests::netns::Privilege;
@@ -45,9 +45,6 @@ pub struct RoundsArgs {
     /// How Plait drives its devices.
     #[arg(long, value_enum, default_value = "af-packet")]
     io: BenchIo,
-    /// Which subflows Plait opens; the kernel opens one per link.
-    #[arg(long, value_enum, default_value = "one-per-link")]
-    subflows: Subflows,
     /// How long Plait looks at its ports before it sleeps, such as 20us; otherwise its default.
     #[arg(long, value_name = "TIME")]
     spin: Option<String>,
@@ -176,12 +173,8 @@ pub fn run<R: Serialize>(
         rounds: args.rounds,
         contenders: args.contenders.iter().map(|contender| Entry::new(*contender)).collect(),
     };
-    let settings = Settings {
-        io: args.io.name(),
-        spin: args.spin.as_deref(),
-        subflows: args.subflows,
-        directory: workspace.path(),
-    };
+    let settings =
+        Settings { io: args.io.name(), spin: args.spin.as_deref(), directory: workspace.path() };
     for round in 1..=args.rounds {
         for entry in &mut report.contenders {
             if entry.gives_up() {

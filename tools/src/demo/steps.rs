@@ -3,7 +3,7 @@
 
 use super::report::{Rates, Report, megabits};
 use super::{DemoArgs, DemoIo};
-use crate::appliance::{Pair, Settings, Subflows};
+use crate::appliance::{Pair, Settings};
 use crate::workspace::Workspace;
 use pcap_tests::netns::Privilege;
 use pcap_tests::topology::{Reference, SERVER};
@@ -155,12 +155,7 @@ impl Demo<'_> {
             ),
         };
         let start = |io: DemoIo| {
-            let settings = Settings {
-                io: io.name(),
-                spin: None,
-                subflows: Subflows::Mesh,
-                directory: workspace.path(),
-            };
+            let settings = Settings { io: io.name(), spin: None, directory: workspace.path() };
             Pair::start(&self.net, settings)
         };
         let started = start(io);

@@ -255,6 +255,35 @@ fn a_refused_connection_is_refused_at_the_client() {
 }
 
 #[test]
+fn a_connection_has_one_subflow_on_each_link() {
+    let _turn = turn();
+    let pair = Pair::start("subflows");
+    let at = SocketAddr::new(SERVER, 2222);
+    let _server = Server::echo(&pair.net.server, at).expect("a server");
+    let open = pair.net.client.run(|| TcpStream::connect(at)).expect("a connection");
+    let links = || -> Vec<[String; 2]> {
+        let all = pair.umcp.show("connections");
+        let subflows = all[0]["far"]["subflows"].as_array().cloned().unwrap_or_default();
+        let address = |end: &serde_json::Value| {
+            end.as_str().and_then(|end| end.split(':').next()).unwrap_or_default().to_owned()
+        };
+        subflows.iter().map(|row| [address(&row["local"]), address(&row["peer"])]).collect()
+    };
+    let wanted = [["10.0.1.1", "10.0.1.2"], ["10.0.2.1", "10.0.2.2"]];
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while links() != wanted {
+        assert!(Instant::now() < deadline, "{:?}", links());
+        (&open).write_all(b"x").expect("a write");
+        thread::sleep(Duration::from_millis(50));
+    }
+    // More would be opened at once.
+    thread::sleep(Duration::from_millis(500));
+    assert_eq!(links(), wanted);
+    drop(open);
+    pair.settle(1);
+}
+
+#[test]
 fn a_link_cut_and_restored_costs_no_octet_and_is_used_again() {
     let _turn = turn();
     let pair = Pair::start("cut");

@@ -23,6 +23,18 @@ pub(super) struct Network<'a> {
     pub paths: &'a [LocalAddress],
 }
 
+/// Where packets from `addr` can go: what its port has as neighbours and routes, or anywhere if it has a gateway.
+fn beyond(addr: IpAddr, ports: &[PortConfig], routes: &[StaticRoute]) -> Vec<Prefix> {
+    let family = |prefix: &&Prefix| prefix.addr.is_ipv4() == addr.is_ipv4();
+    let owner = owner(ports, addr).and_then(|i| ports.get(i).map(|port| (i, port)));
+    let Some((index, port)) = owner else { return Vec::new() };
+    if port.gateways.iter().any(|gateway| gateway.is_ipv4() == addr.is_ipv4()) {
+        return Vec::new();
+    }
+    let routes = routes.iter().filter(|route| route.port == index).map(|route| &route.to);
+    port.owned.iter().chain(routes).filter(family).copied().collect()
+}
+
 impl Network<'_> {
     /// Whether a packet from one of the paths gets to `addr`.
     fn reaches(&self, addr: IpAddr) -> bool {
@@ -78,6 +90,7 @@ impl Check {
         &mut self,
         paths: &[Spanned<schema::Path>],
         ports: &[PortConfig],
+        routes: &[StaticRoute],
     ) -> Vec<LocalAddress> {
         let mut checked: Vec<LocalAddress> = Vec::new();
         for (i, path) in paths.iter().enumerate() {
@@ -108,7 +121,11 @@ impl Check {
                 signal: has(schema::PathFlag::Signal),
                 subflow: has(schema::PathFlag::Subflow),
                 backup: has(schema::PathFlag::Backup),
-                reach: reach.into_iter().map(|(_, prefix)| prefix).collect(),
+                fullmesh: has(schema::PathFlag::Fullmesh),
+                reach: match reach.is_empty() {
+                    true => beyond(addr, ports, routes),
+                    false => reach.into_iter().map(|(_, prefix)| prefix).collect(),
+                },
             });
         }
         checked

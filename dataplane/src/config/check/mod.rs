@@ -64,7 +64,7 @@ impl Check {
             );
             self.error(0..0, "rule", fault);
         }
-        let paths = self.paths(&file.paths, ports);
+        let paths = self.paths(&file.paths, ports, routes);
         let returns = self.returns(&file.returns, ports);
         let net = Network { ports, routes, paths: &paths };
         let remotes = self.remotes(&file.remotes, &net);
