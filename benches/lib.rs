@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod chain;
+pub mod ends;
 
 use stack::buf::{Chain, Pool};
 use stack::wire::{
