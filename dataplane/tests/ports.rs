@@ -333,6 +333,131 @@ fn frames_that_af_packet_had_no_room_for_are_counted() {
     });
 }
 
+/// What a raw socket writes: virtio-net header and frame. TCP text of `len` octets that begin with `number`, for `to` and
+/// (unless it is empty) behind a tag.
+fn numbered(number: u32, len: usize, to: [u8; 6], tag: &[u8]) -> Vec<u8> {
+    const MSS: u16 = 1448;
+    let mut vnet = [0; 10];
+    let gso = len > usize::from(MSS);
+    vnet[0] = 1; // the checksum is to be finished
+    vnet[1] = u8::from(gso);
+    vnet[2..4].copy_from_slice(&54u16.to_ne_bytes());
+    vnet[4..6].copy_from_slice(&if gso { MSS } else { 0 }.to_ne_bytes());
+    vnet[6..8].copy_from_slice(&34u16.to_ne_bytes());
+    vnet[8..10].copy_from_slice(&16u16.to_ne_bytes());
+    let mut frame = [vnet.as_slice(), &to, &[2, 0, 0, 0, 0, 9], tag, &[8, 0]].concat();
+    let mut ip = vec![0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 6, 0, 0, 10, 7, 0, 2, 10, 7, 0, 1];
+    ip[2..4].copy_from_slice(&(40 + len as u16).to_be_bytes());
+    frame.extend(ip);
+    frame.extend([0, 80, 0, 80, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 0x10, 1, 0, 0, 0, 0, 0]);
+    let mut text = pattern(len);
+    text[..4].copy_from_slice(&number.to_be_bytes());
+    frame.extend(text);
+    frame
+}
+
+/// The numbers of frames as [`numbered`] makes them, each of which must have come whole.
+fn numbers(rx: &mut Vec<RxFrame>, to: [u8; 6]) -> Vec<u32> {
+    let number = |frame: RxFrame| {
+        let octets = frame.octets.to_vec();
+        let number = u32::from_be_bytes(octets[54..58].try_into().unwrap());
+        let sent = numbered(number, octets.len() - 54, to, &[]);
+        assert!(octets == sent[10..], "frame {number} of {} octets", octets.len());
+        assert_eq!(frame.checksum, RxChecksum::Valid);
+        assert_eq!(frame.gso_size, u16::from_ne_bytes([sent[4], sent[5]]), "frame {number}");
+        number
+    };
+    rx.drain(..).map(number).collect()
+}
+
+/// All that waits in a port, also behind frames that are lost.
+fn drain(port: &mut dyn Port, pool: &Pool) -> Vec<u32> {
+    let (mut out, mut rx) = (Vec::new(), Vec::new());
+    for _ in 0..1000 {
+        port.receive(pool, &mut rx);
+        out.extend(numbers(&mut rx, port.mac()));
+    }
+    out
+}
+
+#[test]
+fn af_packet_keeps_the_order_of_frames_of_all_sizes() {
+    let Some(net) = net() else { return };
+    let wire = net.peer.run(|| RawSocket::open("v1")).unwrap();
+    net.ours.run(|| {
+        let pool = Pool::new(512, 2048);
+        let mut port = AfPacketPort::open("v0", &owned()).unwrap();
+        let mut next = 0;
+        // The last that fit into a slot of the ring and the first that do not; the shortest and the longest there are.
+        let edges = (1900..1990).chain([6, 1448, 1449, 65_481]);
+        let mixed = (0..2000).map(|i| [10, 1448, 60_000, 200, 3000][i * i % 5]);
+        let sizes: Vec<usize> = edges.chain(mixed).collect();
+        for some in sizes.chunks(50) {
+            for len in some {
+                wire.send(&numbered(next, *len, port.mac(), &[])).unwrap();
+                next += 1;
+            }
+            let sent: Vec<u32> = (next - some.len() as u32..next).collect();
+            assert_eq!(drain(&mut port, &pool), sent);
+        }
+        assert_eq!(port.stats().rx_frames, u64::from(next));
+        assert_eq!(port.stats().rx_dropped, 0);
+        drop(port);
+        assert_eq!(pool.free(), 512, "every frame is back");
+    });
+}
+
+#[test]
+fn af_packet_counts_what_it_had_no_room_for_and_goes_on_in_order() {
+    let Some(net) = net() else { return };
+    let wire = net.peer.run(|| RawSocket::open("v1")).unwrap();
+    net.ours.run(|| {
+        let pool = Pool::new(512, 2048);
+        let mut port = AfPacketPort::open("v0", &owned()).unwrap();
+        // Too many for the socket's queue, then for the ring; then both again, one in the other's way.
+        for size in [|_| 60_000, |_| 100, |i| if i % 2 == 0 { 60_000 } else { 100 }] {
+            let before = port.stats();
+            let (many, mac) = (8000, port.mac());
+            for number in 0..many {
+                wire.send(&numbered(number, size(number), mac, &[])).unwrap();
+            }
+            let arrived = drain(&mut port, &pool);
+            assert!(arrived.is_sorted() && !arrived.is_empty(), "{arrived:?}");
+            let dropped = port.stats().rx_dropped - before.rx_dropped;
+            assert_eq!(arrived.len() as u64 + dropped, u64::from(many));
+            assert!(dropped > 0);
+            let after: Vec<u32> = (0..20).collect();
+            for number in &after {
+                wire.send(&numbered(*number, size(*number), mac, &[])).unwrap();
+            }
+            assert_eq!(drain(&mut port, &pool), after);
+        }
+    });
+}
+
+#[test]
+fn frames_wait_in_af_packet_while_the_pool_is_empty() {
+    let Some(net) = net() else { return };
+    let wire = net.peer.run(|| RawSocket::open("v1")).unwrap();
+    net.ours.run(|| {
+        let pool = Pool::new(64, 2048);
+        let mut port = AfPacketPort::open("v0", &owned()).unwrap();
+        for number in 0..100 {
+            wire.send(&numbered(number, if number % 9 == 0 { 3000 } else { 500 }, port.mac(), &[]))
+                .unwrap();
+        }
+        let mut taken = Vec::new();
+        for _ in 0..4 {
+            port.receive(&pool, &mut taken);
+        }
+        assert!((1..64).contains(&taken.len()), "{}", taken.len());
+        let mut all = numbers(&mut taken, port.mac());
+        all.extend(drain(&mut port, &pool));
+        assert!(all.into_iter().eq(0..100));
+        assert_eq!(port.stats().rx_dropped, 0);
+    });
+}
+
 #[test]
 fn what_af_packet_takes_is_hidden_from_the_kernel_as_long_as_the_port_is_open() {
     let Some(net) = net() else { return };

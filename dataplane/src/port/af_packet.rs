@@ -1,18 +1,23 @@
 //! AF_PACKET with virtio-net headers: super-segments up to 64 KB both ways, checksums left to whoever needs them.
 //!
-//! A frame is read by scatter into pool frames and written by gather from headers and payloads. The kernel sees the
-//! same frames: a TCX program hides from it what the steering rules take.
+//! A small frame is copied out of a ring that the kernel shares with us; a super-segment is read by scatter into pool
+//! frames. Frames are written by gather from headers and payloads. The kernel sees the same frames: a TCX program hides
+//! from it what the steering rules take.
 #![forbid(unsafe_code)]
 
+use super::ethernet::{vnet_checksum, vnet_gso_size};
+use super::packet_ring::{PacketRing, Place};
 use super::sys::{
     MAX_MESSAGES, bind_packet, read_option, receive_multicast, send_messages, set_option, socket,
 };
-use super::vnet::{Head, Scatter, head, is_full, write};
-use super::{Capabilities, Device, Medium, Port, PortError, PortStats, Program, RxFrame, TxFrame};
+use super::vnet::{BURST_OCTETS, HEADROOM, Head, Scatter, head, is_full, write};
+use super::{
+    BURST, Capabilities, Device, Medium, Port, PortError, PortStats, Program, RxFrame, TxFrame,
+};
 use crate::steer::{Flavour, Steering, compile};
 use arrayvec::ArrayVec;
 use smallvec::SmallVec;
-use stack::buf::Pool;
+use stack::buf::{Chain, Pool};
 use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, IoSlice};
@@ -34,9 +39,10 @@ pub struct AfPacketPort {
     _tcx: Option<OwnedFd>,
     /// Set where the socket has no filter of its own.
     steering: Option<Steering>,
+    ring: PacketRing,
     scatter: Scatter,
     warnings: Vec<String>,
-    /// Frames that the socket buffer had no room for, as far as the kernel was asked: it forgets what it has said.
+    /// Frames that the ring had no room for, as far as the kernel was asked: it forgets what it has said.
     overflow: Cell<u64>,
     stats: PortStats,
 }
@@ -69,6 +75,7 @@ impl AfPacketPort {
         let fd = raw_socket(&device).map_err(failed.clone()("opening an AF_PACKET socket"))?;
         set_option(&fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR, &1i32)
             .map_err(failed.clone()("turning virtio-net headers on"))?;
+        let ring = PacketRing::new(&fd).map_err(failed.clone()("making a receive ring"))?;
         let too_long = |error| PortError::TooLong { device: device.name.clone(), error };
         let mut warnings = Vec::new();
         let filter = compile(steering, Flavour::socket()).map_err(too_long)?;
@@ -96,6 +103,7 @@ impl AfPacketPort {
             device,
             _tcx: tcx.ok(),
             steering: filtered.is_err().then(|| steering.clone()),
+            ring,
             scatter: Scatter::default(),
             warnings,
             overflow: Cell::new(0),
@@ -109,13 +117,69 @@ impl AfPacketPort {
     }
 }
 
+/// What the next slot of the ring led to.
+enum Next {
+    Frame(RxFrame),
+    /// It is lost, or not ours.
+    Skipped,
+    /// It is empty, or the pool is, and the frame has to wait.
+    None,
+}
+
+impl AfPacketPort {
+    /// Takes the frame that the next slot holds or stands for.
+    fn next(&mut self, pool: &Pool) -> Next {
+        let Some(arrived) = self.ring.peek() else { return Next::None };
+        let steering = self.steering.as_ref();
+        let wanted =
+            |head: &[u8]| arrived.vlan == 0 && steering.is_none_or(|steering| steering.takes(head));
+        match arrived.place {
+            Place::Slot(octets) if wanted(octets) => {
+                let copied = Chain::copy_from(pool, HEADROOM as u16, octets);
+                let Some(octets) = copied else { return Next::None };
+                self.stats.rx_frames += 1;
+                self.stats.rx_octets += u64::from(octets.len());
+                let (checksum, gso_size) =
+                    (vnet_checksum(&arrived.vnet), vnet_gso_size(&arrived.vnet));
+                Next::Frame(RxFrame { octets, checksum, gso_size })
+            }
+            Place::Slot(_) => Next::Skipped,
+            Place::Queue => {
+                if !self.scatter.refill(pool, self.device.mtu as usize + 14) {
+                    return Next::None;
+                }
+                // An error of the device (it went down, say) is told once, in place of the frame.
+                let read = (0..2).find_map(|_| {
+                    self.scatter.receive_one(&self.socket, wanted, &mut self.stats).ok()
+                });
+                self.stats.rx_dropped += u64::from(read.is_none());
+                read.flatten().map_or(Next::Skipped, Next::Frame)
+            }
+            Place::Lost => {
+                self.stats.rx_dropped += 1;
+                Next::Skipped
+            }
+        }
+    }
+}
+
 impl Port for AfPacketPort {
     fn receive(&mut self, pool: &Pool, rx: &mut Vec<RxFrame>) {
-        let steering = self.steering.as_ref();
-        let wanted = |head: &[u8]| steering.is_none_or(|steering| steering.takes(head));
-        let room = (pool, self.device.mtu as usize + 14);
-        // An error: the link is down; it may come back.
-        let _ = self.scatter.receive(&self.socket, room, wanted, &mut self.stats, rx);
+        let mut octets = 0;
+        for _ in 0..BURST {
+            if octets >= BURST_OCTETS {
+                break;
+            }
+            match self.next(pool) {
+                Next::Frame(frame) => {
+                    octets += frame.octets.len() as usize;
+                    rx.push(frame);
+                }
+                Next::Skipped => {}
+                Next::None => break,
+            }
+            self.ring.release();
+        }
     }
 
     fn transmit(&mut self, tx: &mut Vec<TxFrame>) {

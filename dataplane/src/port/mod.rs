@@ -10,6 +10,7 @@ mod bpf;
 mod ethernet;
 mod gone;
 mod memory;
+mod packet_ring;
 mod pcap;
 mod pnet;
 pub mod raw_socket;

@@ -402,7 +402,8 @@ impl Ready {
     }
 }
 
-/// Sleeps until one of the descriptors is ready or `timeout` (`None`: for ever) has passed.
+/// Sleeps until one of the descriptors is ready or `timeout` (`None`: for ever) has passed. The error that a socket has to
+/// tell (its device went down, say) is taken from it, so that it ends one wait and not all that follow.
 pub fn wait(fds: impl IntoIterator<Item = (RawFd, Interest)>, timeout: Option<Duration>) -> Ready {
     let mut polled: arrayvec::ArrayVec<libc::pollfd, 128> = fds
         .into_iter()
@@ -424,6 +425,9 @@ pub fn wait(fds: impl IntoIterator<Item = (RawFd, Interest)>, timeout: Option<Du
     // SAFETY: the array and the timeout live during the call.
     unsafe {
         libc::ppoll(polled.as_mut_ptr(), polled.len() as _, limit, std::ptr::null());
+    }
+    for polled in polled.iter().filter(|polled| polled.revents & libc::POLLERR != 0) {
+        let _ = read_option(&polled.fd, libc::SOL_SOCKET, libc::SO_ERROR, 0i32);
     }
     let ready = polled.iter().enumerate().filter(|(_, polled)| polled.revents != 0);
     Ready(ready.fold(0, |mask, (place, _)| mask | 1 << place))

@@ -10,13 +10,13 @@ use std::fs::File;
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
 
 /// In front of a received frame: with the headers behind it, enough for any headers of ours.
-const HEADROOM: usize = 128;
+pub(super) const HEADROOM: usize = 128;
 /// Largest frame: 65,535 octets of IP packet behind an Ethernet header.
 const MAX_FRAME: usize = 65_535 + 14;
 /// Most pool frames that one frame is scattered over.
 const MAX_PARTS: usize = 128;
 /// Octets handed up by one `receive`, roughly: more would fall out of the cache before they are sent.
-const BURST_OCTETS: usize = 512 << 10;
+pub(super) const BURST_OCTETS: usize = 512 << 10;
 /// Most slices that one message takes.
 pub(super) const MAX_SLICES: usize = 1024;
 
@@ -42,38 +42,45 @@ impl Scatter {
             if octets >= BURST_OCTETS || !self.refill(pool, least) {
                 return Ok(());
             }
-            let room = self.spare.len() * pool.chunk_size() - HEADROOM;
-            let (len, vnet) = match self.read(source) {
-                Ok(read) => read,
-                Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+            match self.receive_one(source, &wanted, stats) {
+                Ok(Some(frame)) => {
+                    octets += frame.octets.len() as usize;
+                    rx.push(frame);
+                }
+                Ok(None) => {}
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(e) => return Err(e),
-            };
-            if len == 0 || len >= room {
-                stats.rx_dropped += 1;
-                continue;
             }
-            let head = self
-                .spare
-                .last()
-                .map(|f| f.bytes(HEADROOM as u16, len.min(f.capacity() - HEADROOM) as u16));
-            if !head.is_some_and(&wanted) {
-                continue;
-            }
-            octets += len;
-            stats.rx_frames += 1;
-            stats.rx_octets += len as u64;
-            rx.push(RxFrame {
-                octets: self.take(len),
-                checksum: vnet_checksum(&vnet),
-                gso_size: vnet_gso_size(&vnet),
-            });
         }
         Ok(())
     }
 
-    /// Takes frames for the largest frame there is. False: the pool has too few.
-    fn refill(&mut self, pool: &Pool, least: usize) -> bool {
+    /// Reads one frame, after [`Scatter::refill`]. `None`: it was longer than the room, or is not `wanted`.
+    pub(super) fn receive_one(
+        &mut self,
+        source: &File,
+        wanted: impl Fn(&[u8]) -> bool,
+        stats: &mut PortStats,
+    ) -> io::Result<Option<RxFrame>> {
+        let (len, vnet) = self.read(source)?;
+        let room = |first: &&Frame| self.spare.len() * first.capacity() - HEADROOM;
+        let Some(first) = self.spare.last().filter(|f| (1..room(f)).contains(&len)) else {
+            stats.rx_dropped += 1;
+            return Ok(None);
+        };
+        let head = len.min(first.capacity() - HEADROOM);
+        if !wanted(first.bytes(HEADROOM as u16, head as u16)) {
+            return Ok(None);
+        }
+        stats.rx_frames += 1;
+        stats.rx_octets += len as u64;
+        let (checksum, gso_size) = (vnet_checksum(&vnet), vnet_gso_size(&vnet));
+        Ok(Some(RxFrame { octets: self.take(len), checksum, gso_size }))
+    }
+
+    /// Takes frames for the largest frame there is. False: the pool has too few for `least` octets.
+    pub(super) fn refill(&mut self, pool: &Pool, least: usize) -> bool {
         let chunk = pool.chunk_size();
         let want = (MAX_FRAME + HEADROOM).div_ceil(chunk).min(MAX_PARTS);
         while self.spare.len() < want {
