@@ -459,6 +459,29 @@ fn frames_wait_in_af_packet_while_the_pool_is_empty() {
 }
 
 #[test]
+fn frames_of_vlans_are_left_to_the_kernel() {
+    let Some(net) = net() else { return };
+    let wire = net.peer.run(|| RawSocket::open("v1")).unwrap();
+    net.ours.run(|| {
+        let pool = Pool::new(64, 2048);
+        let mut port = AfPacketPort::open("v0", &owned()).unwrap();
+        // Behind the program that hides frames, in front of the kernel's IP.
+        let ip = socket2::Protocol::from(i32::from(0x0800u16.to_be()));
+        let kernel =
+            socket2::Socket::new(socket2::Domain::PACKET, socket2::Type::DGRAM, Some(ip)).unwrap();
+        kernel.set_nonblocking(true).unwrap();
+        for (number, tag) in [&[0x81, 0, 0, 5][..], &[0x81, 0, 0xe0, 0], &[]].iter().enumerate() {
+            wire.send(&numbered(number as u32, 100, port.mac(), tag)).unwrap();
+        }
+        assert_eq!(drain(&mut port, &pool), [1, 2], "a tag with a priority only is no VLAN");
+        let mut packet = [0; 2048];
+        let seen: Vec<u8> =
+            std::iter::from_fn(|| (&kernel).read(&mut packet).ok().map(|_| packet[43])).collect();
+        assert_eq!(seen, [0]);
+    });
+}
+
+#[test]
 fn what_af_packet_takes_is_hidden_from_the_kernel_as_long_as_the_port_is_open() {
     let Some(net) = net() else { return };
     net.ours.run(|| assert_hidden_while_open(&net, |s| AfPacketPort::open("v0", s).unwrap()));

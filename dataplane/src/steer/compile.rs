@@ -105,6 +105,7 @@ pub fn compile(steering: &Steering, flavour: Flavour) -> Result<Vec<u64>, TooLon
     let (v4, v6, arp) = (asm.label(), asm.label(), asm.label());
     let mut w = Writer { asm, steering, flavour, ours, other };
     w.asm.copy(Reg::R6, Reg::R1).set(Reg::R7, 0);
+    w.tag();
     w.fetch(BASE, 34);
     w.asm
         .load(Width::H, Reg::R7, Reg::R10, BASE + 12)
@@ -124,6 +125,20 @@ pub fn compile(steering: &Steering, flavour: Flavour) -> Result<Vec<u64>, TooLon
 }
 
 impl Writer<'_> {
+    /// A frame of a VLAN is that VLAN's device's. The kernel has taken the tag out of it, but for XDP.
+    fn tag(&mut self) {
+        const VLAN_TCI: i16 = 24; // struct __sk_buff
+        const VLAN_ID: u32 = 0xfff;
+        if self.flavour.kind != ProgramKind::Xdp {
+            self.asm.load(Width::W, Reg::R1, Reg::R6, VLAN_TCI).and(Reg::R1, VLAN_ID).jump_if(
+                If::Ne,
+                Reg::R1,
+                0,
+                self.other,
+            );
+        }
+    }
+
     /// Copies `len` octets at offset R7 of the frame to `to` on the stack; a shorter frame is not ours.
     fn fetch(&mut self, to: i16, len: i32) {
         let helper = match self.flavour.kind {
