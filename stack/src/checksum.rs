@@ -9,32 +9,45 @@ pub const fn fold(mut sum: u32) -> u16 {
     sum as u16
 }
 
+/// So few words, as of headers, are quicker without vectors.
+const FEW_WORDS: usize = 24;
+/// So many words at a time: the sum of their upper halves fits in 32 bits.
+const MAX_WORDS: usize = 1 << 16;
+
 /// Folded ones-complement sum (not complemented) of `bytes`, an odd last octet padded with zero.
 pub fn sum(bytes: &[u8]) -> u16 {
-    // Native-endian 32-bit words into eight 64-bit lanes (the compiler turns them into vector adds); byte order only
-    // swaps the result (RFC 1071 2 B).
-    let mut lanes = [0u64; 8];
-    let mut blocks = bytes.chunks_exact(32);
-    for block in &mut blocks {
-        for (lane, word) in lanes.iter_mut().zip(block.chunks_exact(4)) {
-            *lane += u64::from(u32::from_ne_bytes([word[0], word[1], word[2], word[3]]));
-        }
+    // In native byte order, which only swaps the result (RFC 1071 2 B).
+    let (words, rest) = bytes.as_chunks();
+    let mut total = match words.len() {
+        ..FEW_WORDS => sum_few(words),
+        _ => words.chunks(MAX_WORDS).map(sum_many).sum(),
+    };
+    let (halves, rest) = rest.as_chunks();
+    for half in halves {
+        total += u64::from(u16::from_ne_bytes(*half));
     }
-    let mut total: u64 = lanes.iter().sum();
-    let mut words = blocks.remainder().chunks_exact(4);
-    for word in &mut words {
-        total += u64::from(u32::from_ne_bytes([word[0], word[1], word[2], word[3]]));
-    }
-    let mut pairs = words.remainder().chunks_exact(2);
-    for pair in &mut pairs {
-        total += u64::from(u16::from_ne_bytes([pair[0], pair[1]]));
-    }
-    if let [last] = pairs.remainder() {
+    if let [last] = rest {
         total += u64::from(u16::from_ne_bytes([*last, 0]));
     }
     total = (total & 0xffff_ffff) + (total >> 32);
-    total = (total & 0xffff_ffff) + (total >> 32);
-    u16::from_be(fold(total as u32))
+    u16::from_be(fold((total & 0xffff) as u32 + (total >> 16) as u32))
+}
+
+fn sum_few(words: &[[u8; 4]]) -> u64 {
+    words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum()
+}
+
+/// Sum of the 16-bit halves of at most [`MAX_WORDS`] words, in a shape that the compiler turns into vector adds without
+/// unpacking: words are added modulo 2^32, and their upper halves by themselves, which gives the sum of the lower ones.
+fn sum_many(words: &[[u8; 4]]) -> u64 {
+    let (mut both, mut upper) = (0u32, 0u32);
+    for word in words {
+        let word = u32::from_ne_bytes(*word);
+        both = both.wrapping_add(word);
+        upper += word >> 16;
+    }
+    let lower = both.wrapping_sub(upper << 16);
+    u64::from(upper) + u64::from(lower)
 }
 
 /// Ones-complement addition of two folded sums.
@@ -60,6 +73,13 @@ mod tests {
                 .map(|c| u32::from(c[0]) << 8 | c.get(1).map_or(0, |b| u32::from(*b)))
                 .sum(),
         )
+    }
+
+    #[test]
+    fn the_greatest_sums_do_not_overflow() {
+        for (len, expected) in [(4 * MAX_WORDS, 0xffff), (12 * MAX_WORDS + 3, 0xff00)] {
+            assert_eq!(sum(&alloc::vec![0xff; len]), expected);
+        }
     }
 
     proptest! {

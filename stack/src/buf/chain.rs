@@ -12,6 +12,9 @@ pub struct Chain {
     len: u32,
 }
 
+/// The parts of a chain, to be taken one by one.
+pub type Parts = smallvec::IntoIter<[Payload; 2]>;
+
 impl Chain {
     /// No octets.
     pub fn new() -> Chain {
@@ -45,7 +48,7 @@ impl Chain {
     }
 
     /// Consumes the chain part by part.
-    pub fn into_parts(self) -> impl Iterator<Item = Payload> {
+    pub fn into_parts(self) -> Parts {
         self.parts.into_iter()
     }
 
@@ -62,8 +65,10 @@ impl Chain {
         self.len += other.len;
         if self.parts.is_empty() {
             self.parts = other.parts;
-        } else if other.parts.len() == 1 {
-            self.parts.extend(other.parts.pop());
+        } else if other.parts.len() == 1
+            && let Some(part) = other.parts.pop()
+        {
+            self.parts.push(part);
         } else {
             self.parts.append(&mut other.parts);
         }

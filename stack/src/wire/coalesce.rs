@@ -11,6 +11,9 @@ use arrayvec::ArrayVec;
 /// Longest super-segment that is put together: as long as an IP packet can be.
 const MAX_TEXT: u32 = 65_535 - 120;
 
+/// Longest headers of a plain packet: of IPv6, and 60 octets of TCP.
+const MAX_HEADERS: usize = 100;
+
 /// Where the headers of a plain packet lie.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Shape {
@@ -45,7 +48,7 @@ impl Shape {
 /// The headers of the first packet of a super-segment, and where it ends so far.
 #[derive(Clone, Debug)]
 pub struct Run {
-    headers: ArrayVec<u8, 100>,
+    headers: ArrayVec<u8, MAX_HEADERS>,
     shape: Shape,
     /// Sum of the pseudo-header's addresses and protocol.
     pseudo: u16,
@@ -58,7 +61,8 @@ impl Run {
     pub fn of(packet: &RxPacket) -> Option<Run> {
         let shape = Shape::of(packet)?;
         let first = packet.octets.parts().first()?.bytes();
-        let headers: ArrayVec<u8, 100> = ArrayVec::try_from(first.get(..shape.header_len)?).ok()?;
+        let headers: ArrayVec<u8, MAX_HEADERS> =
+            ArrayVec::try_from(first.get(..shape.header_len)?).ok()?;
         let len = packet.octets.len() - shape.header_len as u32;
         let addresses = match shape.ip_len {
             ip::IPV4_LEN => headers.get(12..20)?,
@@ -77,24 +81,19 @@ impl Run {
     fn is_next(&self, packet: &RxPacket) -> Option<bool> {
         let octets = packet.octets.parts().first()?.bytes();
         let Shape { ip_len, header_len } = self.shape;
-        let (ours, theirs) = (self.headers.as_slice(), octets.get(..header_len)?);
-        if seq(theirs, self.shape)? != self.next {
+        let headers = octets.get(..header_len)?;
+        if seq(headers, self.shape)? != self.next {
             return Some(false); // most of what does not belong ends here
         }
-        let same = |range: core::ops::Range<usize>| ours.get(range.clone()) == theirs.get(range);
-        let ip = match ip_len {
-            // Version, TOS (with ECN) | addresses.
-            ip::IPV4_LEN => same(0..2) && same(12..20),
-            // Version, traffic class, flow label | addresses.
-            _ => same(0..4) && same(8..40),
+        let (mask, len_field) = match ip_len {
+            ip::IPV4_LEN => (&MASK_V4, headers.get(2..4)?),
+            _ => (&MASK_V6, headers.get(4..6)?),
         };
-        // Ports | ACK, offset | window | options.
-        let tcp = same(ip_len..ip_len + 4)
-            && same(ip_len + 8..ip_len + 13)
-            && same(ip_len + 14..ip_len + 16)
-            && same(ip_len + 20..header_len);
-        let fits = self.len + packet.octets.len() - header_len as u32 <= MAX_TEXT;
-        Some(ip && tcp && fits && Shape::of(packet) == Some(self.shape))
+        let len = u32::from(u16::from_be_bytes(*len_field.first_chunk()?));
+        let total_len = if ip_len == ip::IPV4_LEN { len } else { len + ip::IPV6_LEN as u32 };
+        let text = total_len.saturating_sub(header_len as u32);
+        let fits = total_len == packet.octets.len() && text > 0 && self.len + text <= MAX_TEXT;
+        Some(fits && differ(&self.headers, headers, mask) == 0)
     }
 
     /// Takes the text of a packet that continues the run, and whether it was pushed.
@@ -123,6 +122,41 @@ impl Run {
         self.len += octets.len();
         Ok((octets, push))
     }
+}
+
+/// What of the headers has to be the same in all packets of a run: in [`MASK_V4`] and [`MASK_V6`]; options always have to.
+type Mask = [[u8; 4]; MAX_HEADERS / 4];
+
+/// Version, length, TOS (with ECN) | fragment, but DF | protocol | addresses; TCP as [`MASK_TCP`].
+const MASK_V4: Mask = {
+    let [a, b, c, d, e] = MASK_TCP;
+    let mut mask = [[0xff; 4]; MAX_HEADERS / 4];
+    mask[0] = [0xff, 0xff, 0, 0];
+    mask[1] = [0, 0, 0x3f, 0xff];
+    mask[2] = [0, 0xff, 0, 0];
+    [mask[5], mask[6], mask[7], mask[8], mask[9]] = [a, b, c, d, e];
+    mask
+};
+
+/// Version, traffic class, flow label | next header | addresses; TCP as [`MASK_TCP`].
+const MASK_V6: Mask = {
+    let [a, b, c, d, e] = MASK_TCP;
+    let mut mask = [[0xff; 4]; MAX_HEADERS / 4];
+    mask[1] = [0, 0, 0xff, 0];
+    [mask[10], mask[11], mask[12], mask[13], mask[14]] = [a, b, c, d, e];
+    mask
+};
+
+/// Ports | ACK | offset, control bits but PSH, window.
+const MASK_TCP: [[u8; 4]; 5] = [[0xff; 4], [0; 4], [0xff; 4], [0xff, !PSH, 0xff, 0xff], [0; 4]];
+
+/// The bits of `mask` in which two headers differ.
+fn differ(a: &[u8], b: &[u8], mask: &Mask) -> u32 {
+    let words = a.as_chunks().0.iter().zip(b.as_chunks().0).zip(mask);
+    words.fold(0, |all, ((a, b), mask)| {
+        let [a, b, mask] = [a, b, mask].map(|word| u32::from_ne_bytes(*word));
+        all | (a ^ b) & mask
+    })
 }
 
 fn seq(headers: &[u8], shape: Shape) -> Option<SeqNum> {

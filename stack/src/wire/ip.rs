@@ -129,11 +129,11 @@ fn parse_v6(octets: &[u8]) -> Result<IpHeader, Malformed> {
 /// Folded sum of the pseudo-header of `protocol` (RFC 9293 3.1, RFC 8200 8.1); `len` octets of transport.
 pub(super) fn pseudo_header_sum(src: IpAddr, dst: IpAddr, protocol: u8, len: u32) -> u16 {
     let addr = |a: IpAddr| match a {
-        IpAddr::V4(a) => checksum::sum(&a.octets()),
-        IpAddr::V6(a) => checksum::sum(&a.octets()),
+        IpAddr::V4(a) => (a.to_bits() >> 16) + (a.to_bits() & 0xffff),
+        IpAddr::V6(a) => u32::from(checksum::sum(&a.octets())),
     };
     let rest = u32::from(protocol) + (len >> 16) + (len & 0xffff);
-    checksum::fold(u32::from(addr(src)) + u32::from(addr(dst)) + rest)
+    checksum::fold(addr(src) + addr(dst) + rest)
 }
 
 /// Appends the header of a packet with `len` octets of `protocol`.
@@ -177,15 +177,20 @@ pub(super) fn write(
     }
 }
 
-/// Changes the length that an IP header written by [`write`] gives, for `tcp_len` octets of TCP.
-pub(super) fn set_tcp_len(header: &mut [u8], tcp_len: usize) {
+/// Changes the length that an IP header written by [`write`] gives, for `tcp_len` octets of TCP. Whether it was another.
+pub(super) fn set_tcp_len(header: &mut [u8], tcp_len: usize) -> bool {
     if header.first().is_some_and(|b| b >> 4 == 4) {
         let mut ip = Ipv4Packet::new_unchecked(header);
         let (old, new) = (ip.total_len(), (IPV4_LEN + tcp_len) as u16);
-        let field = checksum::update(ip.checksum(), old, new);
-        ip.set_total_len(new);
-        ip.set_checksum(field);
+        if old != new {
+            ip.set_checksum(checksum::update(ip.checksum(), old, new));
+            ip.set_total_len(new);
+        }
+        old != new
     } else {
-        Ipv6Packet::new_unchecked(header).set_payload_len(tcp_len as u16);
+        let mut ip = Ipv6Packet::new_unchecked(header);
+        let (old, new) = (ip.payload_len(), tcp_len as u16);
+        ip.set_payload_len(new);
+        old != new
     }
 }
