@@ -520,7 +520,10 @@ impl Attack {
 
     /// Orders an end, lets everybody time out, and looks for what is left.
     fn end(mut self) -> (stack::shard::Counters, stack::mptcp::MptcpCounters) {
-        self.shard.for_each(self.now, |bridge, _, _| bridge.abort(CloseReason::Aborted));
+        let ids: Vec<_> = self.shard.ids().collect();
+        for id in ids {
+            self.shard.run(id, self.now, |bridge, _, _| bridge.abort(CloseReason::Aborted));
+        }
         self.settle();
         for _ in 0..20_000 {
             let Some(at) = self.shard.deadline() else { break };

@@ -243,6 +243,11 @@ impl<S: Session> Shard<S> {
         self.slab.iter().map(|entry| &*entry.session)
     }
 
+    /// The numbers of all sessions.
+    pub fn ids(&self) -> impl Iterator<Item = SessionId> {
+        self.slab.ids()
+    }
+
     /// What was counted.
     pub fn counters(&self) -> &Counters {
         &self.counters
@@ -275,18 +280,6 @@ impl<S: Session> Shard<S> {
         }
     }
 
-    /// Lets `act` run on every session, for orders from outside such as "close all".
-    pub fn for_each(
-        &mut self,
-        now: Instant,
-        mut act: impl FnMut(&mut S, &mut S::Config, &mut Cx<'_>),
-    ) {
-        let ids: Vec<SessionId> = self.slab.ids().collect();
-        for id in ids {
-            self.run(id, now, &mut act);
-        }
-    }
-
     /// A session with what it needs for a call.
     fn enter(&mut self, id: SessionId, now: Instant) -> Option<(&mut S, &mut S::Config, Cx<'_>)> {
         let entry = self.slab.at_mut(id)?;
@@ -301,8 +294,9 @@ impl<S: Session> Shard<S> {
         Some((&mut entry.session, &mut self.config, cx))
     }
 
-    /// Calls a session. Afterwards it is in the dirty list: it may have something to send.
-    fn run<R>(
+    /// Calls a session, for orders from outside too; `None` if there is no such session (any more). What it has to send then
+    /// goes with the next [`Shard::transmit`].
+    pub fn run<R>(
         &mut self,
         id: SessionId,
         now: Instant,

@@ -117,6 +117,14 @@ struct Bench {
 }
 
 impl Bench {
+    /// Calls every session.
+    fn each(&mut self, now: Instant, mut act: impl FnMut(&mut Toy, &mut ToyConfig, &mut Cx<'_>)) {
+        let ids: Vec<SessionId> = self.shard.ids().collect();
+        for id in ids {
+            self.shard.run(id, now, &mut act);
+        }
+    }
+
     fn new(change: impl FnOnce(&mut ShardConfig, &mut Limits)) -> Bench {
         let owned = vec!["10.0.0.1".parse().unwrap()];
         let mut config = ShardConfig { owned, ..ShardConfig::default() };
@@ -367,7 +375,7 @@ fn keys_lead_to_the_shard_that_drew_them_and_ports_are_its_own() {
         });
         let at_home = (4000..).find(|port| homes.home(&flow(*port, 80)) == index).unwrap();
         b.open(at_home, at(0));
-        b.shard.for_each(at(0), |_, _, cx| {
+        b.each(at(0), |_, _, cx| {
             let token_of = |key: u64| (key >> 7) as u32;
             let token = token_of(cx.fresh_key(token_of).unwrap());
             assert_eq!(homes.of_token(token), index);
@@ -389,7 +397,7 @@ fn a_search_for_a_port_is_short_and_the_next_goes_on_behind_it() {
     let ports = 10_000..=17_999;
     let mut b = Bench::new(|config, _| config.ephemeral = ports.clone());
     b.open(4000, at(0));
-    b.shard.for_each(at(0), |_, _, cx| {
+    b.each(at(0), |_, _, cx| {
         let (local, remote) = (flow(1, 1).local.addr, flow(4000, 80).remote);
         let of = |port| FlowTuple { local: Endpoint::new(local, port), remote };
         assert!(ports.clone().filter(|port| *port != 15_000).all(|port| cx.add_flow(of(port))));
@@ -404,7 +412,7 @@ fn a_reopened_flow_starts_after_its_predecessor() {
     b.open(4000, at(0));
     let mut iss = |now| {
         let mut out = None;
-        b.shard.for_each(now, |_, _, cx| out = Some(cx.opening(flow(1, 2)).iss));
+        b.each(now, |_, _, cx| out = Some(cx.opening(flow(1, 2)).iss));
         out.unwrap()
     };
     let (first, second) = (iss(at(0)), iss(at(4)));
@@ -456,7 +464,7 @@ fn a_join_goes_to_its_token_and_home_learns_of_it() {
     let elder = port_at(1, homes);
     b.open(elder, at(0));
     let token = (4000..).find(|token| homes.of_token(*token) == 1).unwrap();
-    b.shard.for_each(at(0), |_, _, cx| assert!(cx.add_token(token)));
+    b.each(at(0), |_, _, cx| assert!(cx.add_token(token)));
     assert!(b.away().is_empty(), "what is at home is nobody else's business");
     let joined = flow(port_at(0, homes), 80);
     a.recv(joined, join(token), at(0));
@@ -467,7 +475,7 @@ fn a_join_goes_to_its_token_and_home_learns_of_it() {
     a.shard.on_adopted(joined, 1);
     a.recv_crossed(joined, segment(Control::None, 0, 0));
     assert!(matches!(a.away()[..], [(1, Away::Packet(_))]), "home hands on, even what crossed");
-    b.shard.for_each(at(0), |_, _, cx| cx.remove_flow(joined));
+    b.each(at(0), |_, _, cx| cx.remove_flow(joined));
     assert!(matches!(b.away()[..], [(0, Away::Released(f))] if f == joined));
     a.shard.on_released(joined, 2);
     assert_eq!(a.shard.occupancy().flows, 1, "only who adopted it may release it");

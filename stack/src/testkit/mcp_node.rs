@@ -7,7 +7,7 @@ use super::{Node, Outbox, Routes};
 use crate::buf::Pool;
 use crate::mcp::{Bridge, McpConfig};
 use crate::rng::Rng;
-use crate::shard::{Away, Homes, Occupancy, Shard, ShardConfig};
+use crate::shard::{Away, Homes, Occupancy, SessionId, Shard, ShardConfig};
 use crate::tcp::CloseReason;
 use crate::time::Instant;
 use crate::wire::{RxPacket, TxPacket};
@@ -86,7 +86,10 @@ impl McpNode {
     /// Orders the end of every connection.
     pub fn abort_all(&mut self, now: Instant) {
         for shard in &mut self.shards {
-            shard.for_each(now, |bridge, _, _| bridge.abort(CloseReason::Aborted));
+            let ids: Vec<SessionId> = shard.ids().collect();
+            for id in ids {
+                shard.run(id, now, |bridge, _, _| bridge.abort(CloseReason::Aborted));
+            }
         }
     }
 
