@@ -17,6 +17,9 @@ use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 
 /// Octets of heap, as they are asked for, that an idle bridged connection with two subflows may cost.
 const BUDGET: i64 = 2_048;
+/// Octets of heap that a connection may cost whose server does not answer. With the frame that holds MP_CONVERT it is what
+/// a flood of SYNs takes, `limits.half-open` times.
+const HALF_OPEN_BUDGET: i64 = 2_560;
 /// Connections that are opened at a time.
 const BATCH: usize = 200;
 /// Octets that each carries in either direction.
@@ -30,6 +33,8 @@ enum Account {
     Other,
     Umcp,
     Dmcp,
+    HalfOpenUmcp,
+    HalfOpenDmcp,
 }
 
 thread_local! {
@@ -66,7 +71,7 @@ impl Live {
     }
 }
 
-static LIVE: [Live; 3] = [const { Live::new() }; 3];
+static LIVE: [Live; 5] = [const { Live::new() }; 5];
 
 /// The system's allocator, with the account of each allocation in front of it: who frees does not matter.
 struct Counting;
@@ -209,7 +214,8 @@ fn conversion_point(
     node
 }
 
-fn chain(connections: usize) -> Chain {
+/// For so many connections, of which so many may be half-open.
+fn chain(accounts: [Account; 2], connections: usize, half_open: usize) -> Chain {
     let link = || Link::new(1_000_000_000, Duration::from_millis(1));
     let Topology { umcp: mut near, dmcp: mut far, .. } = Topology::new(1, &[link(), link()]);
     (near.rules, near.remotes, far.services) = Default::default();
@@ -224,7 +230,7 @@ fn chain(connections: usize) -> Chain {
         far.services.push(Service::Explicit { addr, port: Some(port), source });
     }
     for config in [&mut near, &mut far] {
-        (config.max_connections, config.max_half_open) = (connections as u32, BATCH as u32);
+        (config.max_connections, config.max_half_open) = (connections as u32, half_open as u32);
     }
     let side = IpAddr::V4(Ipv4Addr::new(172, 17, 255, 254));
     far.source_addresses = vec![side];
@@ -232,8 +238,8 @@ fn chain(connections: usize) -> Chain {
     let (near_own, far_own) = (vec![umcp(0), umcp(1)], vec![dmcp(0), dmcp(1), side]);
     Chain {
         now: Instant::from_millis(1_000),
-        umcp: conversion_point(Account::Umcp, near, near_own, clients, servers),
-        dmcp: conversion_point(Account::Dmcp, far, far_own, servers, clients),
+        umcp: conversion_point(accounts[0], near, near_own, clients, servers),
+        dmcp: conversion_point(accounts[1], far, far_own, servers, clients),
         under_way: Vec::new(),
         outbox: Vec::new(),
     }
@@ -256,7 +262,7 @@ fn an_idle_bridged_connection_with_two_subflows_stays_within_its_budget() {
         size_of::<Stream>(),
         size_of::<Tcb>()
     );
-    let mut chain = chain(connections + BATCH);
+    let mut chain = chain([Account::Umcp, Account::Dmcp], connections + BATCH, BATCH);
     // What a shard keeps for its turns, however many sessions it has, grows with the first of them.
     chain.open(0, BATCH);
     let before = [Account::Umcp, Account::Dmcp].map(|account| {
@@ -292,5 +298,82 @@ fn an_idle_bridged_connection_with_two_subflows_stays_within_its_budget() {
         assert_eq!((occupancy.sessions, occupancy.flows), (sessions, 3 * sessions));
         assert_eq!(node.shard().pool().free(), node.shard().pool().capacity(), "frames are held");
         assert!(asked <= BUDGET, "{name}: {asked} octets each, {BUDGET} allowed");
+    }
+}
+
+/// A server that takes SYNs and says nothing, behind both conversion points.
+struct Silence {
+    chain: Chain,
+    client: TcpHost,
+}
+
+impl Silence {
+    fn poll(&mut self, account: Account) -> Vec<(usize, Vec<u8>)> {
+        let node: &mut dyn Node = match account {
+            Account::HalfOpenUmcp => &mut self.chain.umcp,
+            Account::HalfOpenDmcp => &mut self.chain.dmcp,
+            _ => &mut self.client,
+        };
+        ACCOUNT.set(account);
+        node.poll(self.chain.now, &mut self.chain.outbox);
+        ACCOUNT.set(Account::Other);
+        self.chain.outbox.drain(..).collect()
+    }
+
+    /// `n` more clients ask.
+    fn ask(&mut self, n: usize) {
+        for i in 0..n {
+            let plan = Plan::send(OCTETS, i as u64).close(Close::Never);
+            self.client.connect(
+                Endpoint::new(IpAddr::from([172, 17, 0, 1]), 80),
+                plan,
+                self.chain.now,
+            );
+        }
+        for (_, syn) in self.poll(Account::Other) {
+            self.chain.umcp.receive(0, syn, self.chain.now);
+        }
+        for (iface, syn) in self.poll(Account::HalfOpenUmcp) {
+            self.chain.dmcp.receive(iface, syn, self.chain.now);
+        }
+        self.poll(Account::HalfOpenDmcp);
+    }
+
+    /// Octets and frames, of each conversion point.
+    fn held(&self) -> [(i64, i64); 2] {
+        let of = |account: Account, node: &McpNode| {
+            let pool = node.shard().pool();
+            let frames = i64::from(pool.capacity() - pool.free());
+            (LIVE[account as usize].asked.load(Relaxed), frames)
+        };
+        let Chain { umcp, dmcp, .. } = &self.chain;
+        [of(Account::HalfOpenUmcp, umcp), of(Account::HalfOpenDmcp, dmcp)]
+    }
+}
+
+#[test]
+fn a_half_open_connection_stays_within_its_budget_and_holds_one_frame() {
+    const ASKED: usize = 2_000;
+    let all = BATCH + ASKED;
+    let address = IpAddr::from([172, 16, 0, 1]);
+    let mut silence = Silence {
+        chain: chain([Account::HalfOpenUmcp, Account::HalfOpenDmcp], 2 * all, all),
+        client: TcpHost::new(address, TcpConfig::default(), Rng::from_number(7)),
+    };
+    silence.ask(BATCH);
+    let before = silence.held();
+    silence.ask(ASKED);
+    let now = silence.held();
+    silence.ask(BATCH); // beyond the limit: refused, and nothing is kept
+    let beyond = silence.held();
+    for (i, name) in ["uMCP", "dMCP"].into_iter().enumerate() {
+        let each = (now[i].0 - before[i].0) / ASKED as i64;
+        println!("{name}: {each} octets each of {ASKED} half-open ones");
+        assert!(each <= HALF_OPEN_BUDGET, "{name}: {each} octets each");
+        assert!(now[i].1 - before[i].1 <= ASKED as i64, "{name}: {} frames", now[i].1);
+        assert_eq!(beyond[i].1, now[i].1, "{name}: frames");
+    }
+    for node in [&silence.chain.umcp, &silence.chain.dmcp] {
+        assert_eq!(node.shard().occupancy().half_open, all);
     }
 }
