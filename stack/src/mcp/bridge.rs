@@ -324,9 +324,7 @@ impl Bridge {
 
     fn rule_name(&self, config: &Mcp) -> String {
         match self.origin {
-            Origin::Rule(i) => {
-                config.config.rules.get(i as usize).map(|r| r.name.clone()).unwrap_or_default()
-            }
+            Origin::Rule(place) => config.rule_name(place),
             Origin::Service(i) => alloc::format!("service {i}"),
         }
     }

@@ -69,9 +69,9 @@ pub enum ConnectionState {
 /// Which part of the configuration a connection comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Origin {
-    /// Index into `McpConfig::rules`.
+    /// Number of the rule's name in `Mcp`.
     Rule(u32),
-    /// Index into `McpConfig::services`.
+    /// Index into `McpConfig::services`, when it was opened.
     Service(u32),
 }
 

@@ -35,6 +35,12 @@ impl NegativeCache {
         NegativeCache { remotes: alloc::vec![Remote::default(); remotes], ttl }
     }
 
+    /// For `remotes` dMCPs, of which the first are those that there were; `ttl` is for what is learnt from now on.
+    pub fn resize(&mut self, remotes: usize, ttl: Duration) {
+        self.remotes.resize(remotes, Remote::default());
+        self.ttl = ttl;
+    }
+
     /// Leaves `remote` alone for as long as `why` demands.
     pub fn avoid(&mut self, remote: usize, why: WhyAvoided, now: Instant) {
         let ttl = match why {

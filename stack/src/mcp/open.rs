@@ -99,7 +99,7 @@ fn open(config: &Mcp, flow: FlowTuple, syn: &Segment, cx: &mut Cx<'_>) -> Result
             open_relay(config, Origin::Service(i as u32), asked, *server, *connect, cx)
         }
         Explanation::Rule(i, rule) if !cx.owns(flow.local.addr) => {
-            let origin = Origin::Rule(i as u32);
+            let origin = config.origin(i);
             match (rule.action, transport) {
                 (Action::Reject, _) => Err(No::Refuse(Refusal::Prohibited)),
                 (Action::Convert { remote, source }, Transport::Tcp) => {

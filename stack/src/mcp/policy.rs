@@ -1,13 +1,16 @@
 //! What the bridges of a shard share: configuration made ready for use, and what was learnt about dMCPs.
 #![forbid(unsafe_code)]
 
-use super::config::{McpConfig, SourceMode, Transport};
+use super::config::{Action, McpConfig, SourceMode, Transport};
+use super::info::Origin;
 use super::negative_cache::NegativeCache;
 use crate::mptcp::{MptcpConfig, MptcpCounters, SharedConfig};
 use crate::shard::Cx;
 use crate::tcp::TcpConfig;
 use crate::wire::{Endpoint, FlowTuple};
 use alloc::rc::Rc;
+use alloc::string::String;
+use alloc::vec::Vec;
 use core::net::IpAddr;
 
 /// Shared by all bridges of a shard.
@@ -21,6 +24,10 @@ pub struct Mcp {
     pub(super) explicit: Rc<SharedConfig>,
     pub(super) avoided: NegativeCache,
     pub(super) counters: MptcpCounters,
+    /// Names of rules, those of former configurations included: [`Origin::Rule`] is a place in this list.
+    names: Vec<String>,
+    /// Of each rule, the place of its name.
+    places: Vec<u32>,
 }
 
 /// What TCP legs, MPTCP legs and MPTCP legs towards a dMCP are told.
@@ -41,10 +48,26 @@ fn legs(config: &McpConfig) -> (TcpConfig, MptcpConfig, MptcpConfig) {
     (tcp, mptcp, explicit)
 }
 
+/// Where `new` is in the list; at its end if it was not there.
+fn place<T: PartialEq>(list: &mut Vec<T>, new: T) -> usize {
+    list.iter().position(|known| *known == new).unwrap_or_else(|| {
+        list.push(new);
+        list.len() - 1
+    })
+}
+
+/// Where the names of the rules are in the list; new ones are added.
+fn places(names: &mut Vec<String>, config: &McpConfig) -> Vec<u32> {
+    config.rules.iter().map(|rule| place(names, rule.name.clone()) as u32).collect()
+}
+
 impl From<McpConfig> for Mcp {
     fn from(config: McpConfig) -> Mcp {
         let (tcp, mptcp, explicit) = legs(&config);
+        let mut names = Vec::new();
         Mcp {
+            places: places(&mut names, &config),
+            names,
             tcp: Rc::new(tcp),
             mptcp: Rc::new(mptcp.into()),
             explicit: Rc::new(explicit.into()),
@@ -66,11 +89,47 @@ impl Mcp {
         let mut config = McpConfig::clone(&self.config);
         config.tcp.mss = mss;
         config.mptcp.tcp.mss = mss;
+        self.set(config);
+    }
+
+    /// Another configuration, for connections opened from now on: those that exist keep what they were opened with. The
+    /// MSS stays. dMCPs keep their numbers, and what was learnt about them; one that is not configured any more takes up
+    /// its place, as do the names of former rules, for the connections that came by them.
+    pub fn reconfigure(&mut self, mut config: McpConfig) {
+        config.tcp.mss = self.config.tcp.mss;
+        config.mptcp.tcp.mss = self.config.mptcp.tcp.mss;
+        let mut remotes = self.config.remotes.clone();
+        let numbers: Vec<usize> =
+            config.remotes.drain(..).map(|r| place(&mut remotes, r)).collect();
+        for rule in &mut config.rules {
+            if let Action::Convert { remote, .. } = &mut rule.action
+                && let Some(number) = numbers.get(*remote)
+            {
+                *remote = *number;
+            }
+        }
+        config.remotes = remotes;
+        self.avoided.resize(config.remotes.len(), config.negative_cache_ttl);
+        self.places = places(&mut self.names, &config);
+        self.set(config);
+    }
+
+    fn set(&mut self, config: McpConfig) {
         let (tcp, mptcp, explicit) = legs(&config);
         self.tcp = Rc::new(tcp);
         self.mptcp = Rc::new(self.mptcp.with(mptcp));
         self.explicit = Rc::new(self.explicit.with(explicit));
         self.config = Rc::new(config);
+    }
+
+    /// What a connection says that it came by, of rule `i`.
+    pub(super) fn origin(&self, i: usize) -> Origin {
+        Origin::Rule(self.places.get(i).copied().unwrap_or(u32::MAX))
+    }
+
+    /// The name of a rule that connections came by.
+    pub(super) fn rule_name(&self, place: u32) -> String {
+        self.names.get(place as usize).cloned().unwrap_or_default()
     }
 
     /// dMCPs that are left alone.

@@ -617,6 +617,54 @@ fn a_second_subflow_joins_and_the_view_shows_it() {
 }
 
 #[test]
+fn another_configuration_is_for_connections_opened_from_now_on() {
+    let configs = convert(SourceMode::Replace);
+    let mut changed = configs.0.clone();
+    let mut net = Net::new(configs);
+    net.server.closes_first = false;
+    net.connect(4000, 1_000);
+    net.client.talks[0].closes_first = false;
+    net.run(1);
+    // The remote moves to another place of the list, and what was converted is now refused, but for one port.
+    let away = Endpoint::new(addr("10.0.1.9"), 5123);
+    changed.remotes.insert(0, RemoteMcp { name: "away".into(), endpoints: vec![away] });
+    changed.rules[0].name = "one".into();
+    changed.rules[0].ports = 80..=80;
+    changed.rules[0].action = Action::Convert { remote: 1, source: SourceMode::Replace };
+    let refuse = Rule {
+        name: "none".into(),
+        ports: 1..=65_535,
+        action: Action::Reject,
+        ..changed.rules[0].clone()
+    };
+    changed.rules.push(refuse);
+    changed.tcp.mss = 700;
+    changed.max_connections = 2;
+    net.umcp.config_mut().set_mss(1200);
+    net.umcp.config_mut().reconfigure(changed);
+    assert_eq!(net.umcp.config().config().mptcp.tcp.mss, 1200, "the MSS is the devices'");
+    net.connect(4001, 1_000);
+    net.client.talks[1].closes_first = false;
+    net.connect(4002, 1_000);
+    net.run(1);
+    let now = net.now;
+    let config = net.umcp.config();
+    let seen: Vec<_> = net.umcp.sessions().map(|bridge| bridge.info(config, now)).collect();
+    let mut told: Vec<_> =
+        seen.iter().map(|info| (info.client.port, info.rule.as_str(), info.bytes_up)).collect();
+    told.sort();
+    assert_eq!(
+        told,
+        [(4000, "lan", 1_000), (4001, "one", 1_000)],
+        "two at a time, each by its rule"
+    );
+    for info in &seen {
+        let LegInfo::Mptcp { subflows, .. } = &info.far else { panic!("{info:?}") };
+        assert_eq!(subflows[0].flow.remote.addr, addr("10.0.1.2"), "the same dMCP");
+    }
+}
+
+#[test]
 fn half_close_passes_in_either_order() {
     for (client_first, server_first) in [(true, false), (false, true), (true, true)] {
         let mut net = Net::new(convert(SourceMode::Replace));
