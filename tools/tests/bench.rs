@@ -8,9 +8,12 @@ use std::process::Command;
 /// Runs it with Plait and without a proxy; the file that it writes.
 fn bench(what: &str, arguments: &[&str]) -> Value {
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bench-{what}.json"));
+    let picture = file.with_extension("svg");
     let output = Command::new(env!("CARGO_BIN_EXE_plait"))
         .args(["bench", what, "--contenders", "plait,none", "--rounds", "1", "--json"])
         .arg(&file)
+        .arg("--svg")
+        .arg(&picture)
         .args(arguments)
         .output()
         .expect("plait bench");
@@ -20,11 +23,16 @@ fn bench(what: &str, arguments: &[&str]) -> Value {
     let text = std::fs::read_to_string(&file).expect("the JSON file");
     let report: Value = serde_json::from_str(&text).expect("JSON");
     assert_eq!(report["bench"], what);
+    let drawn = std::fs::read_to_string(&picture).expect("the SVG file");
+    let drawn = roxmltree::Document::parse(&drawn).expect("XML");
+    let is_drawn =
+        |name: &str| drawn.descendants().any(|node| node.text().map(str::trim) == Some(name));
     let contenders = report["contenders"].as_array().expect("contenders");
     assert_eq!(contenders.len(), 2);
     for entry in contenders {
         let name = entry["contender"].as_str().expect("a name");
         assert!(out.contains(name), "{out}");
+        assert!(is_drawn(name), "{name} is not in the picture");
         assert_eq!(entry["rounds"].as_array().map(Vec::len), Some(1), "{entry:#}\n{err}");
         assert_eq!(entry["failures"], Value::Array(vec![]));
     }
@@ -79,4 +87,33 @@ fn a_contender_that_does_not_exist_is_refused_with_the_names_of_those_that_do() 
     assert!(!output.status.success());
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(text.contains("haproxy-tcp"), "{text}");
+}
+
+#[test]
+fn memory_has_a_line_for_every_setting_and_draws_both_kinds_of_devices() {
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench-memory.json");
+    let picture = file.with_extension("svg");
+    let output = Command::new(env!("CARGO_BIN_EXE_plait"))
+        .args(["bench", "memory", "--segments", "10000", "--subflows", "1,2"])
+        .args(["--connections", "1", "--checksum", "off", "--json"])
+        .arg(&file)
+        .arg("--svg")
+        .arg(&picture)
+        .output()
+        .expect("plait bench");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = std::fs::read_to_string(&file).expect("the JSON file");
+    let report: Value = serde_json::from_str(&text).expect("JSON");
+    let results = report["results"].as_array().expect("results");
+    assert_eq!(results.len(), 4);
+    for result in results {
+        assert!(result["umcp"]["median"].as_f64().is_some_and(|ns| ns > 0.0), "{result:#}");
+        assert!(result["gbit_per_s"].as_f64().is_some_and(|rate| rate > 0.0), "{result:#}");
+    }
+    let drawn = std::fs::read_to_string(&picture).expect("the SVG file");
+    let drawn = roxmltree::Document::parse(&drawn).expect("XML");
+    for title in ["offloads off", "offloads on"] {
+        let mut words = drawn.descendants().filter_map(|node| node.text());
+        assert!(words.any(|word| word.contains(title)), "{title}");
+    }
 }

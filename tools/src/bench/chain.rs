@@ -91,6 +91,11 @@ pub fn run(args: &ChainArgs) -> io::Result<()> {
         |t| format!("{:.2} Gbit/s, {:.3} cpu-s/GB", t.gbit_per_s, t.chain_cpu_s_per_gb),
     )?;
     print!("{}", table(&report));
+    let panels = [
+        report.bars("Gbit/s", |t| t.gbit_per_s),
+        report.bars("processor time of proxies and ends, s per GB", |t| t.chain_cpu_s_per_gb),
+    ];
+    args.rounds.plot(&report, &panels)?;
     report.check()
 }
 

@@ -4,6 +4,7 @@
 use super::bulk::wait_until;
 use super::contender::{CONGESTION, Chain, PORT};
 use super::machine::Cpu;
+use super::plot::{Content, Panel, Scale};
 use super::rounds::{self, Entry, Report, RoundsArgs, percentile};
 use clap::{Args, ValueEnum};
 use pcap_tests::netns::Namespace;
@@ -26,6 +27,8 @@ const ANSWER: [u8; 1024] = [b'!'; 1024];
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often a server's thread looks whether it shall stop.
 const LOOK: Duration = Duration::from_millis(50);
+/// The course of a round has so many points.
+const STEPS: usize = 40;
 /// After so many failures a round is given up.
 const MAX_FAILURES: u64 = 100;
 
@@ -70,6 +73,8 @@ struct Churn {
     first_tenth_per_s: f64,
     /// Over the last tenth.
     last_tenth_per_s: f64,
+    /// How the round went: seconds from its beginning, and connections per second until then, since the one before.
+    course: Vec<(f64, f64)>,
     /// Connections that were answered in full.
     complete: u64,
     /// Connections that were not.
@@ -104,6 +109,8 @@ pub fn run(args: &ConnectionsArgs) -> io::Result<()> {
         |c| format!("{:.0}/s, {} failed", c.connections_per_s, c.failed),
     )?;
     print!("{}", table(&report));
+    let panels = [report.bars("connections per second", |c| c.connections_per_s), course(&report)];
+    args.rounds.plot(&report, &panels)?;
     report.check()
 }
 
@@ -165,6 +172,11 @@ fn churn(args: &ConnectionsArgs, chain: &Chain) -> io::Result<Churn> {
         connections_per_s: rate(&ends, 0, all),
         first_tenth_per_s: rate(&ends, 0, all / 10),
         last_tenth_per_s: rate(&ends, all - all / 10, all),
+        course: (1..=STEPS)
+            .map(|step| (all * (step - 1) / STEPS, all * step / STEPS))
+            .filter(|(from, to)| from < to)
+            .map(|(from, to)| (ends[to - 1], rate(&ends, from, to)))
+            .collect(),
         complete: all as u64,
         failed,
         errors: shared.errors.lock().map(|errors| errors.clone()).unwrap_or_default(),
@@ -276,6 +288,16 @@ impl Drop for Server {
             let _ = thread.join();
         }
     }
+}
+
+/// How the last round of each contender went.
+fn course(report: &Report<Churn>) -> Panel {
+    let line = |entry: &Entry<Churn>| {
+        entry.rounds.last().map(|churn| (entry.contender.name().to_owned(), churn.course.clone()))
+    };
+    let series = report.contenders.iter().filter_map(line).collect();
+    let content = Content::Lines { along: "seconds", scale: Scale::Linear, series };
+    Panel { title: "connections per second, last round".into(), content }
 }
 
 fn table(report: &Report<Churn>) -> String {

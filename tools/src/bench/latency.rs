@@ -66,6 +66,12 @@ pub fn run(args: &LatencyArgs) -> io::Result<()> {
         |l| format!("p50 {:.0} us, p99 {:.0} us", l.p50_us, l.p99_us),
     )?;
     print!("{}", table(&report));
+    let panels = [
+        report.bars("median, us", |l| l.p50_us),
+        report.bars("99th percentile, us", |l| l.p99_us),
+        report.bars("99.9th percentile, us", |l| l.p999_us),
+    ];
+    args.rounds.plot(&report, &panels)?;
     report.check()
 }
 

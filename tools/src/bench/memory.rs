@@ -1,9 +1,11 @@
 //! `plait bench memory`: what a conversion point costs per segment, without any system call.
 #![forbid(unsafe_code)]
 
+mod figures;
 mod worker;
 
 use super::machine::processors;
+use super::plot;
 use super::rounds::Spread;
 use benches::chain::{Device, SEGMENT, Setting, WRITERS, WRITTEN};
 use clap::{Args, ValueEnum};
@@ -52,10 +54,13 @@ pub struct MemoryArgs {
     /// Write everything measured to this file, too.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Draw it to this file, too.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
 }
 
 /// On or off.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Switch {
     Off,
@@ -139,6 +144,10 @@ pub fn run(args: &MemoryArgs) -> io::Result<()> {
         results.push(outcome);
     }
     println!("\n{:.0?} in all", begun.elapsed());
+    if let Some(path) = &args.svg {
+        let title = format!("plait bench memory: ns per segment of {SEGMENT} octets");
+        plot::write(path, &title, &figures::panels(&results))?;
+    }
     if let Some(path) = &args.json {
         let (processors, segments) = (processors(), args.segments);
         let report = Report { bench: "memory", processors, segments, results };

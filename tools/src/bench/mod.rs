@@ -1,7 +1,7 @@
 //! `plait bench`: Plait against its rivals, interleaved on one machine.
 //!
 //! [`contender`] is what is compared ([`haproxy`] the rival's set-up), [`rounds`] runs them in turn and sums up, [`machine`]
-//! counts processor time. One file per measurement: [`chain`] (throughput; [`bulk`] is its load),
+//! counts processor time, [`plot`] draws. One file per measurement: [`chain`] (throughput; [`bulk`] is its load),
 //! [`connections`] (short connections), [`latency`] (requests over a kept one), [`memory`] (what a conversion point costs by
 //! itself).
 #![forbid(unsafe_code)]
@@ -14,6 +14,7 @@ mod haproxy;
 mod latency;
 mod machine;
 mod memory;
+mod plot;
 mod rounds;
 
 use clap::{Args, Subcommand};

@@ -3,6 +3,7 @@
 
 use super::contender::{Chain, Contender, LINKS, Offloads, is_installed};
 use super::machine::processors;
+use super::plot::{self, Content, Panel};
 use crate::appliance::Settings;
 use crate::workspace::{AtTheEnd, Workspace};
 use clap::{Args, ValueEnum};
@@ -54,9 +55,20 @@ pub struct RoundsArgs {
     /// Write everything measured to this file, too.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Draw it to this file, too.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
     /// Keep the directory with the proxies' configuration and logs.
     #[arg(long)]
     keep: bool,
+}
+
+impl RoundsArgs {
+    /// Draws what was measured if that is wanted.
+    pub fn plot<R>(&self, report: &Report<R>, panels: &[Panel]) -> io::Result<()> {
+        let Some(file) = &self.svg else { return Ok(()) };
+        plot::write(file, &format!("plait bench {}: {}", report.bench, report.setting), panels)
+    }
 }
 
 /// All that was measured.
@@ -235,6 +247,15 @@ impl<R> Report<R> {
     /// The entry that others are compared with: no proxy.
     pub fn baseline(&self) -> Option<&Entry<R>> {
         self.contenders.iter().find(|entry| entry.contender == Contender::None)
+    }
+
+    /// A bar for each contender that gave a result.
+    pub fn bars(&self, title: &str, quantity: fn(&R) -> f64) -> Panel {
+        let bar = |entry: &Entry<R>| {
+            entry.spread(quantity).map(|spread| (entry.contender.name().to_owned(), spread))
+        };
+        let bars = self.contenders.iter().filter_map(bar).collect();
+        Panel { title: title.into(), content: Content::Bars(bars) }
     }
 
     /// Fails if somebody took part and never gave a result.
