@@ -447,6 +447,12 @@ pub struct Mptcp {
     /// How often an ADD_ADDR without echo is sent again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub add_addr_retries: Option<Spanned<i64>>,
+    /// How old a connection is before further subflows are opened.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub join_delay: Option<Text>,
+    /// Octets moved before they are opened at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub join_after: Option<Text>,
     /// As `net.mptcp.close_timeout`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub close_timeout: Option<Text>,

@@ -484,3 +484,15 @@ fn the_examples_are_right() {
     let example = PAGE.split("```toml\n").nth(1).and_then(|t| t.split("```").next()).unwrap();
     assert_eq!(parse(example).warnings, None);
 }
+
+#[test]
+fn joins_wait_as_told() {
+    let told = "[mptcp]\njoin-delay = \"0ms\"\njoin-after = \"64KiB\"";
+    let config = Config::parse("plait.toml", &UMCP.replace("[mptcp]", told)).unwrap();
+    let mptcp = &config.mcp.mptcp;
+    assert_eq!((mptcp.join_delay, mptcp.join_after), (std::time::Duration::ZERO, 64 << 10));
+    assert!(
+        Config::parse("plait.toml", &UMCP.replace("[mptcp]", "[mptcp]\njoin-delay = \"2min\""))
+            .is_err()
+    );
+}

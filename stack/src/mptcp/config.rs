@@ -25,6 +25,11 @@ pub struct MptcpConfig {
     pub add_addr_timeout: Duration,
     /// Retransmissions of an ADD_ADDR.
     pub add_addr_retries: u8,
+    /// Further subflows are opened, and addresses announced, only when a connection is this old, so that short ones do
+    /// not pay for paths that they never use ...
+    pub join_delay: Duration,
+    /// ... or when this many octets were sent and received, or its first subflow does not get through.
+    pub join_after: u32,
     /// How long a connection lives without any subflow.
     pub close_timeout: Duration,
     /// Subflows at a time.
@@ -45,6 +50,8 @@ impl Default for MptcpConfig {
             syn_retrans_before_tcp_fallback: 2,
             add_addr_timeout: Duration::from_secs(15),
             add_addr_retries: 3,
+            join_delay: Duration::from_millis(100),
+            join_after: 16 << 10,
             close_timeout: Duration::from_secs(60),
             max_subflows: 8,
             send_buffer: 4 << 20,

@@ -54,7 +54,16 @@ pub(super) struct PathManager {
     paths: Vec<Path>,
     announcements: Vec<Announcement>,
     remotes: Vec<(u8, Endpoint)>,
-    started: bool,
+    begun: Begun,
+}
+
+/// Whether there should be more than the first subflow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Begun {
+    No,
+    /// What is wanted has been noted; the connection has to prove that it is worth it.
+    Waiting,
+    Yes,
 }
 
 impl PathManager {
@@ -65,7 +74,7 @@ impl PathManager {
             paths: Vec::new(),
             announcements: Vec::new(),
             remotes: Vec::new(),
-            started: false,
+            begun: Begun::No,
         }
     }
 
@@ -95,6 +104,17 @@ impl PathManager {
                 self.paths.reserve_exact(1); // there are few, for as long as the connection lasts
                 self.paths.push(Path { local, remote, remote_id, tries: 0, next: Some(now) });
             }
+        }
+    }
+
+    /// What was put off is due.
+    fn hurry(&mut self, now: Instant) {
+        self.begun = Begun::Yes;
+        for path in self.paths.iter_mut().filter(|path| path.tries == 0) {
+            path.next = path.next.map(|_| now);
+        }
+        for announcement in self.announcements.iter_mut().filter(|a| a.tries == 0) {
+            announcement.retry_at = now;
         }
     }
 
@@ -179,9 +199,12 @@ impl Connection {
         if !self.manages_paths() {
             return;
         }
-        if !self.paths.started {
-            self.paths.started = true;
-            self.start_paths(now);
+        if self.paths.begun == Begun::No {
+            self.paths.begun = Begun::Waiting;
+            self.start_paths(self.join_at(now));
+        }
+        if self.paths.begun == Begun::Waiting && self.is_worth_joining() {
+            self.paths.hurry(now);
         }
         self.announce_addresses(now);
         while let Some(due) =
@@ -191,7 +214,23 @@ impl Connection {
         }
     }
 
-    fn start_paths(&mut self, now: Instant) {
+    /// When to open a subflow that is wanted from now on.
+    fn join_at(&self, now: Instant) -> Instant {
+        match self.paths.begun {
+            Begun::Yes => now,
+            Begun::No | Begun::Waiting => now + self.cfg.join_delay,
+        }
+    }
+
+    /// It moves data, or cannot.
+    fn is_worth_joining(&self) -> bool {
+        let received: u64 = self.subflows.iter().map(Subflow::bytes_received).sum();
+        let moved = self.bytes_sent + received;
+        let stuck = |sf: &Subflow| sf.tcb().is_none_or(|tcb| tcb.consecutive_rtos() > 0);
+        moved >= u64::from(self.cfg.join_after) || self.subflows.iter().all(stuck)
+    }
+
+    fn start_paths(&mut self, at: Instant) {
         let (cfg, first) = (self.cfg.clone(), self.first);
         if self.role == Role::Initiator && !self.paths.initial_remote_forbidden {
             self.paths.reopens_first = true;
@@ -199,13 +238,13 @@ impl Connection {
                 // The peer's announcement may have come first.
                 let served = self.paths.paths.iter().any(|p| p.local == a.addr);
                 if a.reaches(first.remote.addr) && (a.fullmesh || !served) {
-                    self.paths.want(a.addr, first.remote, 0, now);
+                    self.paths.want(a.addr, first.remote, 0, at);
                 }
             }
         }
         for (i, a) in cfg.addresses.iter().enumerate() {
             if let (true, Ok(id)) = (a.signal && a.addr != first.local.addr, u8::try_from(i + 1)) {
-                let (addr, retry_at) = (a.addr, now);
+                let (addr, retry_at) = (a.addr, at);
                 let new = Announcement { id, addr, tries: 0, retry_at, echoed: false };
                 self.paths.announcements.reserve_exact(1);
                 self.paths.announcements.push(new);
@@ -313,12 +352,13 @@ impl Connection {
         if self.subflows.iter().any(|sf| sf.flow.remote == remote) {
             return;
         }
+        let at = self.join_at(now);
         if let Some(local) = self.local_for(remote.addr) {
-            self.paths.want(local, remote, id, now);
+            self.paths.want(local, remote, id, at);
         }
         let cfg = self.cfg.clone();
         for a in cfg.addresses.iter().filter(|a| a.fullmesh && a.reaches(remote.addr)) {
-            self.paths.want(a.addr, remote, id, now);
+            self.paths.want(a.addr, remote, id, at);
         }
     }
 

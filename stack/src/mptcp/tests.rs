@@ -116,7 +116,7 @@ fn config(host: usize) -> MptcpConfig {
             reach: Vec::from([prefix(path)]),
         })
         .collect();
-    MptcpConfig { addresses, ..MptcpConfig::default() }
+    MptcpConfig { addresses, join_delay: Duration::ZERO, ..MptcpConfig::default() }
 }
 
 impl Host {

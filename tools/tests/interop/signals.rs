@@ -518,7 +518,9 @@ fn a_server_that_removes_its_first_address_is_reached_at_the_second() {
 #[test]
 fn a_subflow_that_a_linux_mptcp_client_makes_backup_carries_no_data_and_returns() {
     let _turn = turn();
-    let setup = linux_client("prio", TERMINATE);
+    // The kernel tells its first subflow from that address only: the one to the address announced has to be the first.
+    let config = format!("{TERMINATE}\n[mptcp]\njoin-delay = \"0ms\"\n");
+    let setup = linux_client("prio", &config);
     let since = Since::now(&setup.net.umcp);
     let open = setup.client_linux();
     open.pass_both_ways(SIZE);

@@ -112,6 +112,18 @@ impl Check {
                 0..=10,
                 default.add_addr_retries,
             ),
+            join_delay: self.duration(
+                "mptcp.join-delay",
+                mptcp.join_delay.as_ref(),
+                Duration::ZERO..=s(60),
+                default.join_delay,
+            ),
+            join_after: self.size(
+                "mptcp.join-after",
+                mptcp.join_after.as_ref(),
+                0..=1 << 30,
+                default.join_after.into(),
+            ) as u32,
             close_timeout: self.duration(
                 "mptcp.close-timeout",
                 mptcp.close_timeout.as_ref(),
