@@ -1,6 +1,10 @@
 //! An appliance: a configuration made into a running worker with a control socket.
 #![forbid(unsafe_code)]
 
+mod reload;
+
+pub use reload::{ReloadError, Reloader};
+
 use crate::config::schema::PortIo;
 use crate::config::value::show;
 use crate::config::{Config, MssRule};
@@ -17,7 +21,7 @@ use stack::time::Instant;
 use stack::wire::{RxPacket, TxPacket, Unreachable};
 use std::fs;
 use std::io::{self, Read};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use tracing::{info, warn};
 
@@ -68,6 +72,8 @@ pub enum ApplianceError {
 pub struct Bridges {
     shard: Shard<Bridge>,
     mss: MssRule,
+    /// Of the devices, as they are.
+    mtus: Vec<u32>,
     /// The last instant the shard was told, for ages of connections.
     now: Instant,
 }
@@ -91,6 +97,7 @@ impl Engine for Bridges {
     }
 
     fn on_mtus(&mut self, mtus: &[u32]) {
+        mtus.clone_into(&mut self.mtus);
         self.shard.config_mut().set_mss(self.mss.mss(mtus));
     }
 
@@ -112,7 +119,20 @@ impl Bridges {
         rng: Rng,
     ) -> Bridges {
         let config = ShardConfig { owned, ..ShardConfig::default() };
-        Bridges { shard: Shard::new(config, mcp, pool.clone(), rng), mss, now: Instant::ZERO }
+        Bridges {
+            shard: Shard::new(config, mcp, pool.clone(), rng),
+            mss,
+            mtus: Vec::new(),
+            now: Instant::ZERO,
+        }
+    }
+
+    /// Opens connections by these from now on.
+    fn reconfigure(&mut self, mcp: McpConfig, mss: MssRule) {
+        self.mss = mss;
+        let shared = self.shard.config_mut();
+        shared.reconfigure(mcp);
+        shared.set_mss(self.mss.mss(&self.mtus));
     }
 
     /// Connections `offset` and following, at most [`MAX_ROWS`], and where to go on.
@@ -148,6 +168,7 @@ pub struct Appliance {
     link: WorkerLink<Bridges>,
     thread: JoinHandle<()>,
     control: ControlServer,
+    reloader: Reloader,
 }
 
 /// Stops an appliance from another thread.
@@ -185,8 +206,11 @@ impl Appliance {
         for warning in &running.warnings {
             warn!("{warning}");
         }
-        let answers = Arc::new(Answers { link: running.link.clone(), config });
-        let (name, path) = (answers.config.name.clone(), answers.config.control.clone());
+        let (name, path) = (config.name.clone(), config.control.clone());
+        let taken = Arc::new(config.worker.ports.clone());
+        let config = Arc::new(RwLock::new(config));
+        let answers = Arc::new(Answers { link: running.link.clone(), config: config.clone() });
+        let reloader = Reloader { links: vec![running.link.clone()], config, taken };
         let control = match ControlServer::start(&path, answers) {
             Ok(control) => control,
             Err(error) => {
@@ -196,12 +220,17 @@ impl Appliance {
             }
         };
         info!(node = name, control = %path.display(), "running");
-        Ok(Appliance { link: running.link, thread: running.thread, control })
+        Ok(Appliance { link: running.link, thread: running.thread, control, reloader })
     }
 
     /// What stops it.
     pub fn stopper(&self) -> Stopper {
         Stopper(self.link.clone())
+    }
+
+    /// What gives it another configuration.
+    pub fn reloader(&self) -> Reloader {
+        self.reloader.clone()
     }
 
     /// Stops it and waits until it is gone. Connections are cut; traffic goes on through the kernel.
@@ -227,7 +256,7 @@ impl Appliance {
 /// Answers of a running worker.
 struct Answers {
     link: WorkerLink<Bridges>,
-    config: Config,
+    config: Arc<RwLock<Config>>,
 }
 
 impl Source for Answers {
@@ -246,7 +275,10 @@ impl Source for Answers {
                 infos.map(|infos| Reply::Ports(infos.into_iter().map(port_row).collect()))
             }
             Show::Counters => self.link.ask(|worker| metrics::collect(worker)).map(Reply::Counters),
-            Show::Rules => Some(Reply::Rules(rules(&self.config.mcp))),
+            Show::Rules => {
+                let config = self.config.read().unwrap_or_else(PoisonError::into_inner);
+                Some(Reply::Rules(rules(&config.mcp)))
+            }
         };
         reply.unwrap_or_else(|| Reply::Error("the worker has ended; look at the log".to_owned()))
     }

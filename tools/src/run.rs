@@ -2,8 +2,9 @@
 #![forbid(unsafe_code)]
 
 use clap::Args;
-use dataplane::appliance::Appliance;
+use dataplane::appliance::{Appliance, Reloader};
 use dataplane::config::Config;
+use dataplane::config::schema::LogLevel;
 use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::io::IsTerminal;
@@ -18,7 +19,8 @@ const EXIT_CONFIG: u8 = 78;
 
 /// Run a conversion point.
 ///
-/// Runs until SIGINT or SIGTERM; SIGHUP checks the file again and says whether it differs from what runs. Logs go to
+/// Runs until SIGINT or SIGTERM. SIGHUP reads the file again: rules, remotes, services, paths, timers, limits and node.log
+/// take effect for new connections; where anything else differs nothing changes, and the log says so. Logs go to
 /// standard error; RUST_LOG overrides node.log. Exit status: 0 stopped by a signal, 1 could not start or failed,
 /// 78 the configuration is wrong.
 ///
@@ -49,20 +51,26 @@ pub fn run(args: &RunArgs) -> ExitCode {
         println!("{}: OK", args.config.display());
         return ExitCode::SUCCESS;
     }
-    let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(config.log.as_str()));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter(config.log))
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
-        .init();
-    match serve(config, &args.config) {
+        .with_filter_reloading();
+    let handle = builder.reload_handle();
+    builder.init();
+    let set_level = |level| drop(handle.reload(filter(level)));
+    match serve(config, &args.config, set_level) {
         Ok(()) => ExitCode::SUCCESS,
         Err(reason) => {
             error!("{reason}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// What is logged: RUST_LOG, or else from `level` on.
+fn filter(level: LogLevel) -> EnvFilter {
+    EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level.as_str()))
 }
 
 /// The checked file; what is allowed but probably not meant goes to standard error.
@@ -76,12 +84,12 @@ fn load(path: &Path) -> Result<Config, String> {
     Ok(config)
 }
 
-fn serve(config: Config, path: &Path) -> Result<(), String> {
-    let file = config.file.clone();
+fn serve(config: Config, path: &Path, set_level: impl Fn(LogLevel)) -> Result<(), String> {
     // Before anything starts, so that no signal finds us unprepared.
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM]).map_err(|e| e.to_string())?;
     let appliance = Appliance::start(config).map_err(|error| error.to_string())?;
-    let (stopper, handle) = (appliance.stopper(), signals.handle());
+    let (stopper, reloader) = (appliance.stopper(), appliance.reloader());
+    let handle = signals.handle();
     let ended = thread::spawn(move || {
         let ended = appliance.join();
         handle.close();
@@ -89,7 +97,7 @@ fn serve(config: Config, path: &Path) -> Result<(), String> {
     });
     for signal in &mut signals {
         if signal == SIGHUP {
-            on_hangup(&file, path);
+            on_hangup(&reloader, path, &set_level);
             continue;
         }
         info!(signal, "stopping; connections are cut, traffic goes on through the kernel");
@@ -102,14 +110,19 @@ fn serve(config: Config, path: &Path) -> Result<(), String> {
     }
 }
 
-/// Says what a restart would change.
-fn on_hangup(running: &dataplane::config::schema::File, path: &Path) {
-    match Config::load(path) {
-        Err(error) => error!("SIGHUP: nothing changes; the file is wrong:\n{error}"),
-        Ok(config) if config.file == *running => info!("SIGHUP: the file is what runs"),
-        Ok(config) => {
-            let tables = config.file.differs(running).join(", ");
-            warn!(tables, "SIGHUP: the file is right and differs; restart to apply it");
+/// Reads the file again.
+fn on_hangup(reloader: &Reloader, path: &Path, set_level: impl Fn(LogLevel)) {
+    let config = match Config::load(path) {
+        Ok(config) => config,
+        Err(error) => return error!("SIGHUP: nothing changes; the file is wrong:\n{error}"),
+    };
+    let level = config.log;
+    match reloader.reload(config) {
+        Ok(tables) if tables.is_empty() => info!("SIGHUP: the file is what runs"),
+        Ok(tables) => {
+            set_level(level);
+            info!(tables = tables.join(", "), "SIGHUP: changed for new connections");
         }
+        Err(error) => warn!("SIGHUP: nothing changes: {error}"),
     }
 }

@@ -36,6 +36,9 @@ impl Drop for Scratch {
 /// A running appliance; killed when dropped.
 pub struct Appliance {
     process: Process,
+    toml: PathBuf,
+    /// The `[node]` table of its configuration.
+    node: String,
     log: PathBuf,
     control: PathBuf,
 }
@@ -46,13 +49,13 @@ impl Appliance {
         let file = |extension: &str| scratch.path().join(format!("{name}.{extension}"));
         let (toml, log, control) = (file("toml"), file("log"), file("sock"));
         let node = format!("[node]\nname = \"{name}\"\ncontrol = \"{}\"\n", control.display());
-        fs::write(&toml, node + config).expect("writing the configuration");
+        fs::write(&toml, node.clone() + config).expect("writing the configuration");
         let output = File::create(&log).expect("creating the log");
         let mut command = Command::new(env!("CARGO_BIN_EXE_plait"));
         command.arg("run").arg("--config").arg(&toml).stdin(Stdio::null());
         command.stdout(output.try_clone().expect("a second handle")).stderr(output);
         let process = namespace.spawn(command).expect("starting plait run");
-        let mut appliance = Appliance { process, log, control };
+        let mut appliance = Appliance { process, toml, node, log, control };
         let deadline = Instant::now() + Duration::from_secs(15);
         while UnixStream::connect(&appliance.control).is_err() {
             appliance.check_alive();
@@ -65,6 +68,21 @@ impl Appliance {
     pub fn check_alive(&mut self) {
         let ended = self.process.poll_exit().expect("its status");
         assert!(ended.is_none(), "plait ended ({ended:?}): {}", self.log());
+    }
+
+    /// Writes another configuration, tells the appliance, and waits until it says `answer`.
+    pub fn reload(&self, config: &str, answer: &str) {
+        let before = self.log().len();
+        fs::write(&self.toml, self.node.clone() + config).expect("writing the configuration");
+        let pid = self.process.id().to_string();
+        let sent = Command::new("kill").args(["-HUP", &pid]).status().expect("kill");
+        assert!(sent.success(), "{sent}");
+        let said = || self.log().get(before..).is_some_and(|new| new.contains(answer));
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !said() {
+            assert!(Instant::now() < deadline, "never: {answer}: {}", self.log());
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     pub fn log(&self) -> String {

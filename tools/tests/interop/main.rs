@@ -9,6 +9,7 @@ mod conversation;
 mod ipv6;
 mod mtu;
 mod pair;
+mod reload;
 mod signals;
 mod single;
 mod transparent;
