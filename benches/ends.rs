@@ -1,6 +1,9 @@
 //! Two ends of our own TCP or MPTCP, each in a shard, in one thread: a program that writes all it may, and one that reads.
 #![forbid(unsafe_code)]
 
+use crate::TEXT;
+use crate::chain::Device;
+use crate::queue::Queue;
 use stack::buf::{Chain, Pool};
 use stack::mcp::{Leg, TcpLeg};
 use stack::mptcp::{Connection, Event, Key, LocalAddress, MptcpConfig, SharedConfig};
@@ -12,15 +15,37 @@ use stack::wire::{
     Control, Endpoint, FlowTuple, IcmpError, Options, RxChecksum, RxPacket, Segment, SynOptions,
     TxPacket, UnscaledWindow, emit, segment_packet,
 };
-use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::rc::Rc;
 
-/// Octets of every buffer.
-pub const BUFFER: u32 = 1 << 20;
-/// Octets that the program writes at a time.
-pub const WRITE: usize = 32 << 10;
+/// Octets that a program writes at a time: 22 full segments.
+pub const WRITE: usize = 22 * TEXT;
+/// Octets per frame.
+const CHUNK: usize = 2048;
+/// Octets that a DSS takes of a full segment.
+const DSS: usize = 20;
+/// Packets that a device hands up at a time.
 const BURST: usize = 64;
+/// Packets that an end hands down at a time.
+const BUDGET: usize = 256;
+
+/// What runs between the two ends.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    /// Connections at once.
+    pub connections: u16,
+    /// Subflows of each, of MPTCP; 0: TCP.
+    pub subflows: u8,
+    /// What the devices do.
+    pub device: Device,
+}
+
+impl Setting {
+    /// Octets of each of a connection's buffers: 64 MiB for all together, within limits.
+    pub fn buffer(&self) -> u32 {
+        ((64 << 20) / u32::from(self.connections)).clamp(64 << 10, 1 << 20)
+    }
+}
 
 /// Two ends, the first of which writes.
 pub struct Pair {
@@ -30,11 +55,11 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// MPTCP with so many subflows; without any: TCP.
-    pub fn new(subflows: u8) -> Pair {
+    /// They are about to connect.
+    pub fn new(setting: Setting) -> Pair {
         let now = Instant::ZERO + Duration::from_secs(1);
-        let (mut near, far) = (End::new(1, subflows), End::new(2, subflows));
-        near.dial();
+        let (mut near, far) = (End::new(1, setting), End::new(2, setting));
+        (0..setting.connections).for_each(|i| near.dial(4000 + i));
         Pair { near, far, now }
     }
 
@@ -51,9 +76,6 @@ impl Pair {
     }
 }
 
-/// Packets on their way.
-pub type Queue = VecDeque<Vec<u8>>;
-
 /// A side's address on a path.
 pub fn address(side: u8, path: u8) -> IpAddr {
     [10, 0, path, side].into()
@@ -64,6 +86,8 @@ struct Shared {
     tcp: Rc<TcpConfig>,
     mptcp: Option<Rc<SharedConfig>>,
     written: Vec<u8>,
+    /// Octets free in front of written text, so that a frame takes as much as a segment does.
+    headroom: u16,
     read: u64,
     buffer: Vec<u8>,
 }
@@ -88,11 +112,11 @@ impl Bulk {
             config.buffer.resize(text.len() as usize, 0);
             text.copy_to(&mut config.buffer);
         }
-        self.leg.grant(BUFFER);
+        self.leg.grant(config.tcp.receive_buffer);
         while self.writes
             && self.leg.phase() == Phase::Open
             && self.leg.room() as usize >= WRITE
-            && let Some(text) = Chain::copy_from(cx.pool, 128, &config.written)
+            && let Some(text) = Chain::copy_from(cx.pool, config.headroom, &config.written)
         {
             self.leg.send(text);
         }
@@ -103,7 +127,7 @@ impl Session for Bulk {
     type Config = Shared;
 
     fn limits(_: &Shared) -> Limits {
-        Limits { sessions: 1000, half_open: 1000 }
+        Limits { sessions: 2000, half_open: 2000 }
     }
 
     /// A SYN from side 0 is a word to connect to side 2.
@@ -196,14 +220,17 @@ impl Session for Bulk {
 struct End {
     shard: Shard<Bulk>,
     pool: Pool,
+    device: Device,
     inbox: Queue,
     received: Vec<RxPacket>,
     sending: Vec<TxPacket>,
 }
 
 impl End {
-    fn new(side: u8, subflows: u8) -> End {
-        let tcp = TcpConfig { receive_buffer: BUFFER, send_buffer: BUFFER, ..TcpConfig::default() };
+    fn new(side: u8, setting: Setting) -> End {
+        let Setting { connections, subflows, device } = setting;
+        let buffer = setting.buffer();
+        let tcp = TcpConfig { receive_buffer: buffer, send_buffer: buffer, ..TcpConfig::default() };
         let addresses = (1..=subflows).map(|path| LocalAddress {
             addr: address(side, path),
             signal: side == 2,
@@ -215,34 +242,38 @@ impl End {
         let mptcp = (subflows > 0).then(|| {
             let tcp = tcp.clone();
             let addresses = addresses.collect();
-            let (send_buffer, receive_buffer) = (BUFFER, BUFFER);
+            let (send_buffer, receive_buffer) = (buffer, buffer);
             let config =
                 MptcpConfig { tcp, addresses, send_buffer, receive_buffer, ..Default::default() };
             Rc::new(SharedConfig::from(config))
         });
-        let pool = Pool::new(16_384, 2048);
+        let segment = if mptcp.is_some() { TEXT - DSS } else { TEXT };
+        // All that may wait to be acknowledged, and what is under way.
+        let pool = Pool::new(16_384 + u32::from(connections) * (buffer >> 10), CHUNK);
         let owned = (0..=subflows.max(1)).map(|path| address(side, path)).collect();
         let config = ShardConfig { owned, ..ShardConfig::default() };
         let shared = Shared {
             tcp: Rc::new(tcp),
             mptcp,
             written: (0..WRITE).map(|i| i as u8).collect(),
+            headroom: (CHUNK - segment) as u16,
             read: 0,
             buffer: Vec::new(),
         };
         End {
             shard: Shard::new(config, shared, pool.clone(), Rng::from_number(u64::from(side))),
             pool,
-            inbox: Queue::new(),
+            device,
+            inbox: Queue::default(),
             received: Vec::new(),
             sending: Vec::new(),
         }
     }
 
     /// The word to connect.
-    fn dial(&mut self) {
+    fn dial(&mut self, port: u16) {
         let flow = FlowTuple {
-            local: Endpoint::new(address(0, 0), 4000),
+            local: Endpoint::new(address(0, 0), port),
             remote: Endpoint::new(address(1, 0), 1),
         };
         let syn = Segment {
@@ -256,26 +287,24 @@ impl End {
         };
         let mut packet = emit(flow, &syn, 0);
         packet.finish_checksum();
-        self.inbox.push_back(packet.to_vec());
+        self.inbox.push(packet.to_vec(), 0);
     }
 
     fn run(&mut self, now: Instant, out: &mut Queue) {
         loop {
-            while self.received.len() < BURST
-                && let Some(octets) = self.inbox.pop_front()
-            {
-                let octets = Chain::copy_from(&self.pool, 128, &octets).expect("frames");
-                let checksum = RxChecksum::Unknown;
-                self.received.push(RxPacket { octets, checksum, gso_size: 0, port: 0 });
-            }
+            self.receive();
             self.shard.ingest(&mut self.received, now);
             self.shard.expire(now);
-            self.shard.transmit(&mut self.sending, 256, now);
-            let more = self.sending.len() == 256;
+            self.shard.transmit(&mut self.sending, BUDGET, now);
+            let more = self.sending.len() == BUDGET;
             for packet in self.sending.drain(..) {
+                if self.device == Device::Offloads {
+                    gather(&packet, out);
+                    continue;
+                }
                 for mut segment in segment_packet(packet) {
                     segment.finish_checksum();
-                    out.push_back(segment.to_vec());
+                    gather(&segment, out);
                 }
             }
             if self.inbox.is_empty() && !more {
@@ -283,4 +312,31 @@ impl End {
             }
         }
     }
+
+    /// Up to a burst of packets in frames, as a device writes them.
+    fn receive(&mut self) {
+        let checksum = match self.device {
+            Device::Plain => RxChecksum::Unknown,
+            Device::Offloads => RxChecksum::Valid,
+        };
+        while self.received.len() < BURST
+            && let Some(packet) = self.inbox.pop()
+        {
+            let octets = Chain::copy_from(&self.pool, 128, &packet.octets).expect("frames");
+            self.inbox.reuse(packet.octets);
+            let gso_size = packet.gso_size;
+            self.received.push(RxPacket { octets, checksum, gso_size, port: 0 });
+        }
+    }
+}
+
+/// Puts a packet on its way, as a device reads it.
+fn gather(packet: &TxPacket, out: &mut Queue) {
+    let mut octets = out.buffer();
+    octets.clear();
+    octets.extend_from_slice(&packet.header);
+    for part in packet.text.parts() {
+        octets.extend_from_slice(part.bytes());
+    }
+    out.push(octets, packet.gso_size);
 }

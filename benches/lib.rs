@@ -3,6 +3,7 @@
 
 pub mod chain;
 pub mod ends;
+pub mod queue;
 
 use stack::buf::{Chain, Pool};
 use stack::wire::{

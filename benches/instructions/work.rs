@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use plait_benches::chain::{Device, Net, SEGMENT, Setting};
-use plait_benches::ends::Pair;
+use plait_benches::ends::{self, Pair};
 use stack::rng::Rng;
 use stack::shard::{FlowTable, Owner};
 use stack::wire::{Endpoint, FlowTuple};
@@ -32,9 +32,12 @@ pub fn all(only: &str) {
         work.connections(subflows);
     }
     work.tables();
-    work.ends("ends/TCP", 0);
-    for subflows in [1, 2, 8] {
-        work.ends(&format!("ends/MPTCP, {}", plural(subflows.into(), "subflow")), subflows);
+    for (device, name) in [(Device::Plain, "ends"), (Device::Offloads, "ends, super-segments")] {
+        work.ends(&format!("{name}/TCP"), 0, device);
+        for subflows in [1, 2, 8] {
+            let flows = plural(subflows.into(), "subflow");
+            work.ends(&format!("{name}/MPTCP, {flows}"), subflows, device);
+        }
     }
 }
 
@@ -117,13 +120,13 @@ impl Work<'_> {
         });
     }
 
-    fn ends(&mut self, name: &str, subflows: u8) {
+    fn ends(&mut self, name: &str, subflows: u8, device: Device) {
         const WARM_UP: u64 = 6 << 20;
         const COUNTED: u64 = 6 << 20;
         if !self.wants(name) {
             return;
         }
-        let mut pair = Pair::new(subflows);
+        let mut pair = Pair::new(ends::Setting { connections: 1, subflows, device });
         let mut from = 0;
         while from < WARM_UP {
             from = pair.turn();
