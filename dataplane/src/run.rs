@@ -31,7 +31,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 const TX_BUDGET: usize = 256;
 /// Frames that wait for one port with no room; more are dropped, as by a full queue of a router.
 const MAX_PENDING: usize = 256;
-/// Place of the device monitor among what the loop sleeps for.
+/// Places of the waker and of the device monitor among what the loop sleeps for.
+const WAKER: usize = 0;
 const MONITOR: usize = 1;
 /// How often ports that cannot wake us are looked at.
 const BLIND_WAIT: Duration = Duration::from_millis(1);
@@ -71,7 +72,8 @@ pub enum IoMode {
     BusyPoll,
     /// It sleeps at once, until the kernel wakes it: the least CPU.
     Interrupt,
-    /// It looks again for a while, then it sleeps: within a burst nobody has to be woken, and an idle one costs nothing.
+    /// It looks again for a while, giving way to whoever else can run on its core, then it sleeps: within a burst nobody has
+    /// to be woken, and an idle one costs nothing.
     Adaptive {
         /// For how long.
         spin: Duration,
@@ -286,9 +288,17 @@ impl<E: Engine> Worker<E> {
             let now = clock();
             if self.turn(now) {
                 busy_at = now;
-            } else if self.io_mode.spin().is_some_and(|spin| now.since(busy_at) >= spin) {
-                self.sleep(clock());
-                busy_at = clock();
+                continue;
+            }
+            match self.io_mode.spin() {
+                None => {}
+                Some(spin) if now.since(busy_at) < spin => {
+                    std::thread::yield_now(); // who sends to us may be waiting for this core
+                }
+                Some(_) => {
+                    self.sleep(clock());
+                    busy_at = clock();
+                }
             }
         }
     }
@@ -442,11 +452,10 @@ impl<E: Engine> Worker<E> {
             timeout = Some(timeout.map_or(BLIND_WAIT, |t| t.min(BLIND_WAIT)));
         }
         let ready = wait(self.interests(), timeout);
-        self.waker.clear();
-        self.devices.noticed |= ready.has(MONITOR);
-        if let Some(kernel_path) = &mut self.kernel_path {
-            kernel_path.discard_input();
+        if ready.has(WAKER) {
+            self.waker.clear();
         }
+        self.devices.noticed |= ready.has(MONITOR);
     }
 
     fn interests(&self) -> impl Iterator<Item = (RawFd, Interest)> {

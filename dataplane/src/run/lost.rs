@@ -65,6 +65,9 @@ impl<E: Engine> Worker<E> {
             if self.devices.monitor.changed() {
                 self.look(now);
             }
+            if let Some(kernel_path) = &mut self.kernel_path {
+                kernel_path.discard_input();
+            }
         }
         for port in 0..self.ports.len() {
             let due = |lost: &Lost| lost.retry_at <= now;
