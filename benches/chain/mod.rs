@@ -34,8 +34,10 @@ const FRAMES: u32 = 1 << 16;
 const PER_REMOTE: u32 = 50_000;
 /// SYNs at a time.
 const SYNS: u32 = 500;
-/// So many turns without a packet are the end of a handshake.
-const QUIET: u32 = 20;
+/// What passes after a turn without a packet while connections come and go, in virtual time.
+const PAUSE: Duration = Duration::from_millis(10);
+/// After so many such turns nobody has anything more to say, and no subflow waits for its time to come.
+const QUIET: u32 = 50;
 /// So many turns without progress are a standstill.
 const PATIENCE: u32 = 100_000;
 
@@ -140,7 +142,7 @@ impl Net {
         let bridges = |net: &Net| net.umcp.sessions() + net.dmcp.sessions();
         let (mut left, mut idle) = (bridges(self), 0);
         while left > 0 {
-            self.turn();
+            self.turn_or_pause();
             let now = bridges(self);
             idle = if now < left { 0 } else { idle + 1 };
             left = now;
@@ -185,13 +187,24 @@ impl Net {
 
     /// Turns until nobody has anything more to say.
     fn settle(&mut self) {
-        let (mut before, mut quiet) = (0, 0);
+        let mut quiet = 0;
         while quiet < QUIET {
-            self.turn();
-            let packets = self.work().iter().map(|work| work.packets_in + work.packets_out).sum();
-            quiet = if packets == before { quiet + 1 } else { 0 };
-            before = packets;
+            quiet = if self.turn_or_pause() { 0 } else { quiet + 1 };
         }
+    }
+
+    /// Every node once; whether a packet was on its way. Time runs if none was.
+    fn turn_or_pause(&mut self) -> bool {
+        let packets = |net: &Net| -> u64 {
+            net.work().iter().map(|work| work.packets_in + work.packets_out).sum()
+        };
+        let before = packets(self);
+        self.turn();
+        let some = packets(self) > before;
+        if !some {
+            self.now += PAUSE;
+        }
+        some
     }
 
     /// Every node once.

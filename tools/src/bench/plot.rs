@@ -52,7 +52,10 @@ pub enum Content {
 /// How an axis runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Scale {
+    /// Evenly.
     Linear,
+    /// Evenly, and there is nothing between the whole numbers.
+    Whole,
     /// Powers of ten at equal distances; values above zero only.
     Logarithmic,
 }
@@ -102,7 +105,9 @@ fn bars(area: &Area<'_>, title: &str, all: &[(String, Spread)]) -> Result<(), Bo
     chart
         .configure_mesh()
         .disable_x_mesh()
+        .light_line_style(TRANSPARENT)
         .x_labels(all.len() + 1)
+        .y_label_formatter(&|y| round(*y))
         .x_label_formatter(&name)
         .draw()?;
     let label = TextStyle::from(("sans-serif", 12)).pos(Pos::new(HPos::Center, VPos::Bottom));
@@ -113,7 +118,7 @@ fn bars(area: &Area<'_>, title: &str, all: &[(String, Spread)]) -> Result<(), Bo
         bar.set_margin(0, 0, 20, 20);
         let middle = || SegmentValue::CenterOf(i);
         let ends = [(middle(), spread.min), (middle(), spread.max)];
-        let value = format!("{:.*}", digits(spread.median), spread.median);
+        let value = round(spread.median);
         chart.draw_series([bar])?;
         chart.draw_series([PathElement::new(ends, BLACK)])?;
         chart.draw_series([Text::new(value, (middle(), spread.max), label.clone())])?;
@@ -129,7 +134,7 @@ fn lines(
     series: &[(String, Vec<(f64, f64)>)],
 ) -> Result<(), Box<dyn Error>> {
     let place = |x: f64| match scale {
-        Scale::Linear => x,
+        Scale::Linear | Scale::Whole => x,
         Scale::Logarithmic => x.log10(),
     };
     let points = || series.iter().flat_map(|(_, points)| points);
@@ -143,9 +148,18 @@ fn lines(
         .build_cartesian_2d(0.0..right * 1.02, 0.0..top)?;
     let show = |x: &f64| match scale {
         Scale::Linear => format!("{x}"),
+        Scale::Whole if x.fract() == 0.0 => format!("{x}"),
+        Scale::Whole => String::new(),
         Scale::Logarithmic => format!("{:.0}", 10f64.powf(*x)),
     };
-    chart.configure_mesh().x_desc(along).x_labels(7).x_label_formatter(&show).draw()?;
+    chart
+        .configure_mesh()
+        .light_line_style(TRANSPARENT)
+        .x_desc(along)
+        .x_labels(9)
+        .x_label_formatter(&show)
+        .y_label_formatter(&|y| round(*y))
+        .draw()?;
     for (i, (name, points)) in series.iter().enumerate() {
         let colour = COLOURS[i % COLOURS.len()];
         let points: Vec<_> = points.iter().map(|(x, y)| (place(*x), *y)).collect();
@@ -167,12 +181,12 @@ fn above(values: impl Iterator<Item = f64>) -> f64 {
     values.fold(f64::EPSILON, f64::max) * 1.15
 }
 
-/// Digits behind the point that are worth showing.
-fn digits(value: f64) -> usize {
+/// With as many digits as are worth showing.
+fn round(value: f64) -> String {
     match value {
-        value if value < 10.0 => 2,
-        value if value < 100.0 => 1,
-        _ => 0,
+        value if value == 0.0 || value >= 100.0 => format!("{value:.0}"),
+        value if value < 10.0 => format!("{value:.2}"),
+        _ => format!("{value:.1}"),
     }
 }
 

@@ -13,9 +13,9 @@ struct Axis {
 }
 
 const AXES: [Axis; 3] = [
-    Axis { name: "subflows", scale: Scale::Linear, of: |case| f64::from(case.subflows) },
+    Axis { name: "subflows", scale: Scale::Whole, of: |case| f64::from(case.subflows) },
     Axis { name: "connections", scale: Scale::Logarithmic, of: |case| f64::from(case.connections) },
-    Axis { name: "workers", scale: Scale::Linear, of: |case| f64::from(case.workers) },
+    Axis { name: "workers", scale: Scale::Whole, of: |case| f64::from(case.workers) },
 ];
 
 impl Axis {
