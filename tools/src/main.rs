@@ -1,6 +1,11 @@
 //! `plait`: one program, one file per subcommand.
 #![forbid(unsafe_code)]
 
+/// Bridges come and go in crowds, with a dozen allocations of few sizes each: glibc's malloc then puts neighbours together
+/// for milliseconds at a time. No huge pages: making one stalls a worker for longer than it saves.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 mod appliance;
 mod bench;
 mod child;
