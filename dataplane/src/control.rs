@@ -32,9 +32,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Request {
     /// What about.
     pub show: Show,
-    /// Connections: how many to leave out first.
+    /// Connections: where to begin; 0, or what the page before gave as `next`.
     #[serde(default)]
-    pub offset: usize,
+    pub offset: u64,
 }
 
 /// What can be asked.
@@ -47,8 +47,10 @@ pub enum Show {
     Ports,
     /// Counters.
     Counters,
-    /// Rules and how often each was applied.
+    /// Rules.
     Rules,
+    /// Workers.
+    Workers,
 }
 
 /// An answer.
@@ -63,6 +65,8 @@ pub enum Reply {
     Counters(BTreeMap<String, u64>),
     /// To [`Show::Rules`].
     Rules(Vec<RuleRow>),
+    /// To [`Show::Workers`].
+    Workers(Vec<WorkerRow>),
     /// The question cannot be answered; why not.
     Error(String),
 }
@@ -73,7 +77,7 @@ pub struct Page {
     /// At most [`MAX_ROWS`].
     pub rows: Vec<ConnectionRow>,
     /// The offset of the next page; `None`: this was the last.
-    pub next: Option<usize>,
+    pub next: Option<u64>,
 }
 
 /// A connection: two legs.
@@ -81,6 +85,9 @@ pub struct Page {
 pub struct ConnectionRow {
     /// Unique within its worker.
     pub id: u64,
+    /// The worker's number.
+    #[serde(default)]
+    pub worker: u32,
     /// The rule or service it came in by.
     pub rule: String,
     /// What is done to it, such as `convert`.
@@ -155,6 +162,35 @@ pub struct RuleRow {
     pub matches: String,
     /// What it does.
     pub action: String,
+}
+
+/// A worker.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct WorkerRow {
+    /// Its number, from 0.
+    pub worker: u32,
+    /// The core that it is bound to, if it is.
+    pub core: Option<usize>,
+    /// Connections.
+    pub connections: u64,
+    /// Flows: TCP connections and subflows, those in TIME-WAIT included, and those of other workers that it is home to.
+    pub flows: u64,
+    /// Flows in TIME-WAIT.
+    pub time_wait: u64,
+    /// Turns of its loop.
+    pub turns: u64,
+    /// Times it slept.
+    pub sleeps: u64,
+    /// Packets taken from other workers.
+    pub crossed_in: u64,
+    /// Packets sent to other workers.
+    pub crossed_out: u64,
+    /// Packets that were dropped between workers.
+    pub crossed_dropped: u64,
+    /// Frames in its pool.
+    pub frames: u64,
+    /// Frames that are free.
+    pub frames_free: u64,
 }
 
 /// Why a node did not answer. Each says what to do.

@@ -38,6 +38,9 @@ fn worker_stats(stats: WorkerStats) -> impl Iterator<Item = (&'static str, u64)>
         no_neighbor,
         tx_overflow,
         segmented,
+        crossed_out,
+        crossed_in,
+        crossed_dropped,
     } = stats;
     [
         ("Turns", turns),
@@ -49,6 +52,9 @@ fn worker_stats(stats: WorkerStats) -> impl Iterator<Item = (&'static str, u64)>
         ("OutNoNeighbors", no_neighbor),
         ("OutOverflows", tx_overflow),
         ("Segmented", segmented),
+        ("CrossedOut", crossed_out),
+        ("CrossedIn", crossed_in),
+        ("CrossedDropped", crossed_dropped),
     ]
     .into_iter()
 }

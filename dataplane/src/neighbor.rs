@@ -62,6 +62,8 @@ pub struct Neighbors {
     frames: VecDeque<(u16, Vec<u8>)>,
     resolved: VecDeque<(u16, [u8; 6], TxPacket)>,
     unresolved: VecDeque<TxPacket>,
+    /// What neighbours said of themselves.
+    heard: VecDeque<(u16, IpAddr, [u8; 6])>,
     dropped: u64,
 }
 
@@ -75,6 +77,7 @@ impl Neighbors {
             frames: VecDeque::new(),
             resolved: VecDeque::new(),
             unresolved: VecDeque::new(),
+            heard: VecDeque::new(),
             dropped: 0,
         }
     }
@@ -86,16 +89,16 @@ impl Neighbors {
         }
     }
 
-    /// A port has another device: neighbours are told of its address, and asked for theirs.
+    /// A port has another device: neighbours are asked for their addresses.
     pub fn rejoin(&mut self, port: u16, mac: [u8; 6]) {
         if let Some(identity) = self.ports.get_mut(usize::from(port)) {
             identity.mac = mac;
         }
         self.table.retain(|key, entry| key.0 != port || matches!(entry, Entry::Incomplete { .. }));
-        self.announce_port(port);
     }
 
-    fn announce_port(&mut self, port: u16) {
+    /// As [`Neighbors::announce`], at one port.
+    pub fn announce_port(&mut self, port: u16) {
         let Some(identity) = self.identity(port).cloned() else { return };
         for owned in identity.owned {
             match owned.addr {
@@ -131,6 +134,21 @@ impl Neighbors {
     /// The next packet whose neighbour has answered.
     pub fn poll_resolved(&mut self) -> Option<(u16, [u8; 6], TxPacket)> {
         self.resolved.pop_front()
+    }
+
+    /// What a neighbour said of itself, for those who share the port with us: its answers come to one of us.
+    pub fn poll_heard(&mut self) -> Option<(u16, IpAddr, [u8; 6])> {
+        self.heard.pop_front()
+    }
+
+    /// Somebody who shares the port with us has heard from a neighbour.
+    pub fn on_told(&mut self, port: u16, addr: IpAddr, mac: [u8; 6], now: Instant) {
+        let Some(entry) = self.table.get_mut(&(port, addr)) else { return };
+        let known = Entry::Known { mac, fresh_until: now + FRESH, tries: 0 };
+        if let Entry::Incomplete { waiting, .. } = std::mem::replace(entry, known) {
+            self.asking.retain(|key| *key != (port, addr));
+            self.resolved.extend(waiting.into_iter().map(|packet| (port, mac, packet)));
+        }
     }
 
     /// The next packet whose neighbour was given up.
@@ -245,15 +263,11 @@ impl Neighbors {
 
     /// A neighbour said where it is. Creates no entry: strangers cannot fill the table.
     fn confirm(&mut self, port: u16, addr: IpAddr, mac: [u8; 6], now: Instant) {
-        let Some(entry) = self.table.get_mut(&(port, addr)) else { return };
         if mac[0] & 1 != 0 {
             return; // RFC 1812 3.3.2: a group address is nobody's
         }
-        let known = Entry::Known { mac, fresh_until: now + FRESH, tries: 0 };
-        if let Entry::Incomplete { waiting, .. } = std::mem::replace(entry, known) {
-            self.asking.retain(|key| *key != (port, addr));
-            self.resolved.extend(waiting.into_iter().map(|packet| (port, mac, packet)));
-        }
+        self.heard.push_back((port, addr, mac));
+        self.on_told(port, addr, mac, now);
     }
 
     fn on_arp(&mut self, port: u16, octets: &[u8], now: Instant) {

@@ -72,6 +72,11 @@ impl Routes {
         self.last = Some((peer, port, mac));
     }
 
+    /// The way back to `peer`, if its last packet came in by `port`.
+    pub fn learned(&self, peer: IpAddr, port: u16) -> Option<[u8; 6]> {
+        self.learned.get(&peer).filter(|way| way.0 == port).map(|way| way.1)
+    }
+
     /// Where a packet from `local` to `remote` goes. `None`: nowhere.
     pub fn route(&self, local: IpAddr, remote: IpAddr) -> Option<Hop> {
         if let Some((_, port)) = self.owned.iter().find(|(addr, _)| *addr == local)

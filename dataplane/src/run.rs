@@ -2,27 +2,34 @@
 #![forbid(unsafe_code)]
 
 mod choose;
+mod config;
+mod cross;
 mod engine;
 mod link;
 mod lost;
+mod mailbox;
 mod open;
 mod start;
+mod stats;
 
+pub use config::{Io, IoMode, PortConfig, StaticRoute, WorkerConfig};
+pub use cross::MAX_WORKERS;
+pub use engine::Engine;
 pub use open::SetupError;
-pub use start::{Running, WorkerLink, start};
+pub use start::{Running, WorkerLink, start, start_all};
+pub use stats::{PortInfo, WorkerStats};
 
 use crate::neighbor::Neighbors;
 use crate::port::{
-    Capabilities, Interest, KernelPath, Medium, Port, PortStats, RxFrame, TxBody, TxFrame, Waker,
-    wait,
+    Capabilities, Interest, KernelPath, Medium, Port, PortStats, RxFrame, TxBody, TxFrame, wait,
 };
 use crate::route::{Hop, Routes};
-use crate::steer::Steering;
+use cross::Crew;
 use crossbeam::channel::Receiver;
 use stack::buf::{Chain, Pool};
+use stack::shard::Away;
 use stack::time::{Duration, Instant, earliest};
-use stack::wire::{Prefix, RxPacket, TxPacket, Unreachable, segment_packet};
-use std::net::IpAddr;
+use stack::wire::{RxPacket, TxPacket, Unreachable, segment_packet};
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,169 +44,8 @@ const MONITOR: usize = 1;
 /// How often ports that cannot wake us are looked at.
 const BLIND_WAIT: Duration = Duration::from_millis(1);
 
-/// How a port is driven.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Io {
-    /// AF_XDP sockets, sharing the worker's pool as their UMEM.
-    AfXdp,
-    /// An AF_PACKET socket with virtio-net headers: super-segments both ways.
-    AfPacket,
-    /// `pnet_datalink`: portable and slow.
-    Pnet,
-    /// A TAP device: the kernel of this machine, or a virtual machine, at the other end.
-    Tap,
-    /// A TUN device: as TAP, without a link layer.
-    Tun,
-}
-
-impl Io {
-    /// The word in the configuration.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Io::AfXdp => "af-xdp",
-            Io::AfPacket => "af-packet",
-            Io::Pnet => "pnet",
-            Io::Tap => "tap",
-            Io::Tun => "tun",
-        }
-    }
-}
-
-/// What a worker does when there is nothing to do.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum IoMode {
-    /// It looks at its ports again, for ever: the least delay, and all of a core.
-    BusyPoll,
-    /// It sleeps at once, until the kernel wakes it: the least CPU.
-    Interrupt,
-    /// It looks again for a while, giving way to whoever else can run on its core, then it sleeps: within a burst nobody has
-    /// to be woken, and an idle one costs nothing.
-    Adaptive {
-        /// For how long.
-        spin: Duration,
-    },
-}
-
-impl IoMode {
-    /// How long to look in vain before sleeping; `None`: for ever.
-    fn spin(self) -> Option<Duration> {
-        match self {
-            IoMode::BusyPoll => None,
-            IoMode::Interrupt => Some(Duration::ZERO),
-            IoMode::Adaptive { spin } => Some(spin),
-        }
-    }
-}
-
-/// One port of a worker.
-#[derive(Clone, Debug)]
-pub struct PortConfig {
-    /// The name that configuration and counters use.
-    pub name: String,
-    /// The network device.
-    pub device: String,
-    /// How to drive it; `None`: by whatever suits the device best.
-    pub io: Option<Io>,
-    /// AF_XDP queues to bind; empty: all.
-    pub queues: Vec<u32>,
-    /// Addresses that Plait owns there, with the length of their network's prefix.
-    pub owned: Vec<Prefix>,
-    /// Default gateways (one per family).
-    pub gateways: Vec<IpAddr>,
-    /// What is taken from the kernel. `Owned` rules for `owned` and exceptions for the kernel's addresses are added.
-    pub steering: Steering,
-}
-
-/// A static route.
-#[derive(Clone, Debug)]
-pub struct StaticRoute {
-    /// Destinations.
-    pub to: Prefix,
-    /// Index of the port.
-    pub port: usize,
-    /// The next hop; `None`: the destination is a neighbour.
-    pub via: Option<IpAddr>,
-}
-
-/// What a worker is made of.
-#[derive(Clone, Debug)]
-pub struct WorkerConfig {
-    /// Its ports; their order is the numbering of `RxPacket::port`.
-    pub ports: Vec<PortConfig>,
-    /// Static routes besides gateways and connected networks.
-    pub routes: Vec<StaticRoute>,
-    /// Name of the TUN device that gives unclaimed packets back to the kernel; `None`: they are dropped.
-    pub tun: Option<String>,
-    /// What to do when there is nothing to do.
-    pub io_mode: IoMode,
-    /// The core to run on.
-    pub core: Option<usize>,
-    /// Frames in the pool.
-    pub frames: u32,
-    /// Octets per frame; 2048 or 4096 where a port is AF_XDP.
-    pub frame_size: usize,
-}
-
-/// The protocol side of a worker: a shard, or something simpler in tests.
-pub trait Engine {
-    /// Takes all packets of `rx`.
-    fn ingest(&mut self, rx: &mut Vec<RxPacket>, now: Instant);
-    /// Runs what is due.
-    fn expire(&mut self, now: Instant);
-    /// Appends at most `budget` packets to send.
-    fn transmit(&mut self, tx: &mut Vec<TxPacket>, budget: usize, now: Instant);
-    /// A packet that `transmit` gave has nowhere to go: its next hop does not answer, or there is no route.
-    fn on_unreachable(&mut self, packet: &TxPacket, why: Unreachable, now: Instant);
-    /// The MTU in octets of every port's device, by the number of the port: at the start and when one has changed.
-    fn on_mtus(&mut self, _mtus: &[u32]) {}
-    /// When `expire` has something to do.
-    fn deadline(&self) -> Option<Instant>;
-    /// Moves packets that nobody claimed into `out`.
-    fn passed(&mut self, out: &mut Vec<RxPacket>);
-}
-
-/// What a worker counted.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct WorkerStats {
-    /// Turns of the loop.
-    pub turns: u64,
-    /// Times it slept.
-    pub sleeps: u64,
-    /// Frames for other hosts, and packets to us of a kind that no one here wants.
-    pub ignored: u64,
-    /// Packets given back to the kernel.
-    pub given_back: u64,
-    /// Unclaimed packets dropped: no way back to the kernel.
-    pub unclaimed_dropped: u64,
-    /// Packets without a route.
-    pub no_route: u64,
-    /// Packets whose next hop did not answer, or with too many before them waiting for it.
-    pub no_neighbor: u64,
-    /// Packets dropped because a port had no room for too long.
-    pub tx_overflow: u64,
-    /// Super-segments cut in software.
-    pub segmented: u64,
-}
-
 /// Runs on the worker's own thread, between two turns of its loop.
 pub type Command<E> = Box<dyn FnOnce(&mut Worker<E>) + Send>;
-
-/// A port as an operator sees it.
-#[derive(Clone, Debug)]
-pub struct PortInfo {
-    /// Its name.
-    pub name: String,
-    /// Its device.
-    pub device: String,
-    /// How it is driven.
-    pub io: Io,
-    /// Why so.
-    pub why: String,
-    /// What it does by itself.
-    pub capabilities: Capabilities,
-    /// Its counters.
-    pub stats: PortStats,
-}
 
 struct PortSlot {
     name: String,
@@ -235,7 +81,7 @@ pub struct Worker<E> {
     kernel_path: Option<KernelPath>,
     devices: lost::Devices,
     commands: Receiver<Command<E>>,
-    waker: Arc<Waker>,
+    crew: Crew,
     stop: Arc<AtomicBool>,
     io_mode: IoMode,
     warnings: Vec<String>,
@@ -243,6 +89,8 @@ pub struct Worker<E> {
     // Lists that keep their room from turn to turn.
     frames: Vec<RxFrame>,
     received: Vec<RxPacket>,
+    crossed: Vec<RxPacket>,
+    away: Vec<(u32, Away)>,
     sending: Vec<TxPacket>,
 }
 
@@ -267,6 +115,11 @@ impl<E: Engine> Worker<E> {
             capabilities: slot.capabilities,
             stats: slot.stats(),
         })
+    }
+
+    /// Which of its node's workers it is, from 0.
+    pub fn number(&self) -> u32 {
+        self.crew.number
     }
 
     /// The worker's frames.
@@ -308,12 +161,14 @@ impl<E: Engine> Worker<E> {
         self.stats.turns += 1;
         self.watch_devices(now);
         let mut busy = self.receive(now);
+        busy |= self.take_mail(now);
         self.engine.ingest(&mut self.received, now);
         self.give_back();
         self.engine.expire(now);
         let mut sending = std::mem::take(&mut self.sending);
         self.engine.transmit(&mut sending, TX_BUDGET, now);
         busy |= !sending.is_empty();
+        self.hand_over();
         for packet in sending.drain(..) {
             self.route(packet, now);
         }
@@ -328,6 +183,9 @@ impl<E: Engine> Worker<E> {
     }
 
     fn receive(&mut self, now: Instant) -> bool {
+        if self.crew.is_held_back() {
+            return false;
+        }
         let mut frames = std::mem::take(&mut self.frames);
         let mut busy = false;
         for port in 0..self.ports.len() {
@@ -441,8 +299,11 @@ impl<E: Engine> Worker<E> {
         any
     }
 
-    /// Waits for a frame, a command, room to send, or the next deadline.
+    /// Waits for a frame, mail, a command, room to send, or the next deadline.
     fn sleep(&mut self, now: Instant) {
+        if !self.crew.mine().lie_down() {
+            return;
+        }
         self.stats.sleeps += 1;
         let deadline = earliest(self.engine.deadline(), self.neighbors.deadline());
         let deadline = earliest(deadline, self.next_attempt());
@@ -452,14 +313,15 @@ impl<E: Engine> Worker<E> {
             timeout = Some(timeout.map_or(BLIND_WAIT, |t| t.min(BLIND_WAIT)));
         }
         let ready = wait(self.interests(), timeout);
+        self.crew.mine().rise();
         if ready.has(WAKER) {
-            self.waker.clear();
+            self.crew.mine().waker().clear();
         }
         self.devices.noticed |= ready.has(MONITOR);
     }
 
     fn interests(&self) -> impl Iterator<Item = (RawFd, Interest)> {
-        let wake = (self.waker.fd(), Interest::Readable);
+        let wake = (self.crew.mine().waker().fd(), Interest::Readable);
         let ports = self.ports.iter().flat_map(|slot| {
             let interest = match slot.pending.is_empty() {
                 true => Interest::Readable,

@@ -6,7 +6,7 @@ use pcap_tests::netns::Namespace;
 use plait_dataplane::port::raw_socket::RawSocket;
 use plait_dataplane::port::{
     AfPacketPort, AfXdpPort, Attach, KernelPath, Medium, Patience, PnetPort, Port, PortError,
-    RxFrame, TapPort, TxBody, TxFrame, Umem, XdpMode,
+    RxFrame, Share, TapPort, TxBody, TxFrame, Umem, XdpMode,
 };
 use plait_dataplane::steer::{SteerRule, Steering};
 use stack::buf::{Chain, Pool};
@@ -17,6 +17,7 @@ use stack::wire::{
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 const PEER: &str = "10.7.0.2";
@@ -291,7 +292,7 @@ fn af_packet_receives_a_kernels_super_segments_whole() {
     let Some(net) = net() else { return };
     net.ours.run(|| {
         let pool = Pool::new(512, 2048);
-        let mut port = AfPacketPort::open("v0", &owned()).unwrap();
+        let mut port = AfPacketPort::open("v0", &owned(), &Share::alone()).unwrap();
         assert_eq!(port.warnings(), &[] as &[String]);
         let (largest, checksums) = transfer(&net, &mut port, &pool, 1 << 20);
         assert!(largest > 10_000, "largest segment {largest}");
@@ -307,7 +308,7 @@ fn af_packet_sends_super_segments_from_the_frames_they_came_in() {
     let Some(net) = net() else { return };
     net.ours.run(|| {
         let pool = Pool::new(512, 2048);
-        let mut port = AfPacketPort::open("v0", &owned()).unwrap();
+        let mut port = AfPacketPort::open("v0", &owned(), &Share::alone()).unwrap();
         echo(&net, &mut port, &pool, 1400);
         let stats = port.stats();
         assert!(stats.tx_frames < 60_000 / 1400, "{stats:?}");
@@ -318,7 +319,7 @@ fn af_packet_sends_super_segments_from_the_frames_they_came_in() {
 fn frames_that_af_packet_had_no_room_for_are_counted() {
     let Some(net) = net() else { return };
     net.ours.run(|| {
-        let port = AfPacketPort::open("v0", &owned()).unwrap();
+        let port = AfPacketPort::open("v0", &owned(), &Share::alone()).unwrap();
         let mac = port.mac().map(|b| format!("{b:02x}")).join(":");
         assert!(sh(&net.peer, &format!("ip neigh replace {OWNED} lladdr {mac} dev v1")));
         net.peer.run(|| {
@@ -386,7 +387,7 @@ fn af_packet_keeps_the_order_of_frames_of_all_sizes() {
     let wire = net.peer.run(|| RawSocket::open("v1")).unwrap();
     net.ours.run(|| {
         let pool = Pool::new(512, 2048);
-        let mut port = AfPacketPort::open("v0", &owned()).unwrap();
+        let mut port = AfPacketPort::open("v0", &owned(), &Share::alone()).unwrap();
         let mut next = 0;
         // The last that fit into a slot of the ring and the first that do not; the shortest and the longest there are.
         let edges = (1900..1990).chain([6, 1448, 1449, 65_481]);
@@ -413,7 +414,7 @@ fn af_packet_counts_what_it_had_no_room_for_and_goes_on_in_order() {
     let wire = net.peer.run(|| RawSocket::open("v1")).unwrap();
     net.ours.run(|| {
         let pool = Pool::new(512, 2048);
-        let mut port = AfPacketPort::open("v0", &owned()).unwrap();
+        let mut port = AfPacketPort::open("v0", &owned(), &Share::alone()).unwrap();
         // Too many for the socket's queue, then for the ring; then both again, one in the other's way.
         for size in [|_| 60_000, |_| 100, |i| if i % 2 == 0 { 60_000 } else { 100 }] {
             let before = port.stats();
@@ -441,7 +442,7 @@ fn frames_wait_in_af_packet_while_the_pool_is_empty() {
     let wire = net.peer.run(|| RawSocket::open("v1")).unwrap();
     net.ours.run(|| {
         let pool = Pool::new(64, 2048);
-        let mut port = AfPacketPort::open("v0", &owned()).unwrap();
+        let mut port = AfPacketPort::open("v0", &owned(), &Share::alone()).unwrap();
         for number in 0..100 {
             wire.send(&numbered(number, if number % 9 == 0 { 3000 } else { 500 }, port.mac(), &[]))
                 .unwrap();
@@ -464,7 +465,7 @@ fn frames_of_vlans_are_left_to_the_kernel() {
     let wire = net.peer.run(|| RawSocket::open("v1")).unwrap();
     net.ours.run(|| {
         let pool = Pool::new(64, 2048);
-        let mut port = AfPacketPort::open("v0", &owned()).unwrap();
+        let mut port = AfPacketPort::open("v0", &owned(), &Share::alone()).unwrap();
         // Behind the program that hides frames, in front of the kernel's IP.
         let ip = socket2::Protocol::from(i32::from(0x0800u16.to_be()));
         let kernel =
@@ -484,12 +485,26 @@ fn frames_of_vlans_are_left_to_the_kernel() {
 #[test]
 fn what_af_packet_takes_is_hidden_from_the_kernel_as_long_as_the_port_is_open() {
     let Some(net) = net() else { return };
-    net.ours.run(|| assert_hidden_while_open(&net, |s| AfPacketPort::open("v0", s).unwrap()));
+    net.ours.run(|| {
+        assert_hidden_while_open(&net, |s| AfPacketPort::open("v0", s, &Share::alone()).unwrap())
+    });
+}
+
+/// A port that is nobody else's.
+fn open_xdp(
+    device: &str,
+    steering: &Steering,
+    queues: &[u32],
+    attach: Attach,
+    umem: &Rc<Umem>,
+) -> Result<AfXdpPort, PortError> {
+    let port = AfXdpPort::open(device, steering, queues, attach, (umem, &Share::alone()))?;
+    Ok(port.expect("all queues are one worker's"))
 }
 
 fn xdp(pool: &Pool, steering: &Steering) -> AfXdpPort {
     let umem = Umem::new(pool.clone()).unwrap();
-    AfXdpPort::open("v0", steering, &[], Attach::Any, &umem).unwrap()
+    open_xdp("v0", steering, &[], Attach::Any, &umem).unwrap()
 }
 
 #[test]
@@ -554,7 +569,7 @@ fn af_xdp_takes_the_generic_mode_where_the_driver_has_no_xdp() {
     net.ours.run(|| {
         let pool = Pool::new(4096, 2048);
         let umem = Umem::new(pool.clone()).unwrap();
-        let open = |attach| AfXdpPort::open("br0", &owned(), &[], attach, &umem);
+        let open = |attach| open_xdp("br0", &owned(), &[], attach, &umem);
         let refused = open(Attach::NativeOnly).unwrap_err();
         assert!(matches!(refused, PortError::NoNativeXdp { .. }), "{refused}");
         let mut port = open(Attach::Any).unwrap();
@@ -578,7 +593,7 @@ fn af_xdp_runs_in_the_driver_of_a_veth_device_unless_told_otherwise() {
         {
             let pool = Pool::new(4096, 2048);
             let umem = Umem::new(pool.clone()).unwrap();
-            let mut port = AfXdpPort::open("v0", &owned(), &[], attach, &umem).unwrap();
+            let mut port = open_xdp("v0", &owned(), &[], attach, &umem).unwrap();
             assert_eq!(port.mode(), mode);
             transfer(&net, &mut port, &pool, 100_000);
         }
@@ -595,7 +610,7 @@ fn af_xdp_ports_share_a_umem_as_long_as_any_is_open() {
     net.ours.run(|| {
         let pool = Pool::new(4096, 2048);
         let umem = Umem::new(pool.clone()).unwrap();
-        let open = |device| AfXdpPort::open(device, &owned(), &[], Attach::Any, &umem).unwrap();
+        let open = |device| open_xdp(device, &owned(), &[], Attach::Any, &umem).unwrap();
         let (first, second) = (open("q0"), open("q1"));
         assert_eq!((first.fds().len(), second.fds().len()), (2, 2));
         drop(first);
@@ -617,11 +632,10 @@ fn af_xdp_binds_all_queues_of_a_device() {
         assert!(sh(&net.ours, &add));
         let pool = Pool::new(4096, 2048);
         let umem = Umem::new(pool.clone()).unwrap();
-        let port = AfXdpPort::open("q0", &owned(), &[], Attach::Any, &umem).unwrap();
+        let port = open_xdp("q0", &owned(), &[], Attach::Any, &umem).unwrap();
         assert_eq!(port.queues().collect::<Vec<_>>(), [0, 1]);
         assert_eq!(port.fds().len(), 2);
-        let taken =
-            AfXdpPort::open("q0", &owned(), &[1], Attach::Any, &umem).unwrap_err().to_string();
+        let taken = open_xdp("q0", &owned(), &[1], Attach::Any, &umem).unwrap_err().to_string();
         assert!(taken.starts_with("q0: "), "{taken}");
     });
 }
@@ -645,8 +659,8 @@ fn a_frame_received_on_one_af_xdp_port_leaves_by_another_without_a_copy() {
     net.ours.run(|| {
         let pool = Pool::new(4096, 4096);
         let umem = Umem::new(pool.clone()).unwrap();
-        let mut a = AfXdpPort::open("v0", &owned(), &[], Attach::Any, &umem).unwrap();
-        let mut b = AfXdpPort::open("w0", &Steering::default(), &[0], Attach::Any, &umem).unwrap();
+        let mut a = open_xdp("v0", &owned(), &[], Attach::Any, &umem).unwrap();
+        let mut b = open_xdp("w0", &Steering::default(), &[0], Attach::Any, &umem).unwrap();
         assert_eq!(b.queues().collect::<Vec<_>>(), [0]);
         let far = net.peer.run(|| RawSocket::open("w1")).unwrap();
         let mac = a.mac().map(|b| format!("{b:02x}")).join(":");
@@ -691,7 +705,8 @@ fn crosses_whole(medium: Medium, device: &str) {
     assert!(sh(&net.peer, "ip addr flush dev v1"));
     net.peer.run(|| {
         let pool = Pool::new(512, 2048);
-        let mut port = TapPort::open(device, medium, &owned(), Patience::None).unwrap();
+        let mut port =
+            TapPort::open(device, medium, &owned(), &Share::alone(), Patience::None).unwrap();
         netlink::add_address(device, ip(PEER), 24).unwrap();
         assert_eq!(port.capabilities().medium, medium);
         let (largest, checksums) = transfer(&net, &mut port, &pool, 1 << 20);
@@ -701,8 +716,9 @@ fn crosses_whole(medium: Medium, device: &str) {
         echo(&net, &mut port, &pool, 1400);
         let sent = port.stats().tx_frames - before;
         assert!(sent < 60_000 / 1400, "{sent} frames for 60,000 octets");
-        let taken =
-            TapPort::open(device, medium, &owned(), Patience::None).unwrap_err().to_string();
+        let taken = TapPort::open(device, medium, &owned(), &Share::alone(), Patience::None)
+            .unwrap_err()
+            .to_string();
         assert!(taken.contains("in use") || taken.contains("busy"), "{taken}");
         drop(port);
         assert_eq!(pool.free(), 512, "every frame is back");
@@ -727,7 +743,9 @@ fn a_tap_device_that_was_made_before_is_used_and_left_there() {
     assert!(sh(&net.peer, &format!("ip link set tap0 mtu 9000; ip addr add {PEER}/24 dev tap0")));
     net.peer.run(|| {
         let pool = Pool::new(512, 2048);
-        let mut port = TapPort::open("tap0", Medium::Ethernet, &owned(), Patience::None).unwrap();
+        let mut port =
+            TapPort::open("tap0", Medium::Ethernet, &owned(), &Share::alone(), Patience::None)
+                .unwrap();
         assert_eq!(port.capabilities().mtu, 9000);
         transfer(&net, &mut port, &pool, 100_000);
     });
@@ -740,7 +758,7 @@ fn pnet_receives_and_sends() {
     assert!(sh(&net.peer, "ethtool -K v1 tso off gso off tx off"));
     net.ours.run(|| {
         let pool = Pool::new(512, 2048);
-        let mut port = PnetPort::open("v0", owned()).unwrap();
+        let mut port = PnetPort::open("v0", owned(), &Share::alone()).unwrap();
         transfer(&net, &mut port, &pool, 100_000);
         echo(&net, &mut port, &pool, 1400);
     });
@@ -752,8 +770,8 @@ fn packets_given_back_reach_the_kernel_as_if_nothing_had_been() {
     const LEN: usize = 1 << 20;
     net.ours.run(|| {
         let pool = Pool::new(512, 2048);
-        let mut port = AfPacketPort::open("v0", &taking(85)).unwrap();
-        let mut kernel = KernelPath::open("plait0").unwrap();
+        let mut port = AfPacketPort::open("v0", &taking(85), &Share::alone()).unwrap();
+        let mut kernel = KernelPath::open("plait0", &Share::alone()).unwrap();
         // Not what 1500 octets would hold: 1000 less 12 octets of timestamps.
         let (narrow, mss) = ("ip route replace 10.7.0.0/24 dev v0 src 10.7.0.9 advmss 1000", 988);
         assert!(sh(&net.ours, narrow));

@@ -78,14 +78,15 @@ impl Pair {
         format!("one thread each, {} ports, cubic", self.io)
     }
 
-    /// What they say of themselves: connections, ports and counters.
+    /// What they say of themselves: connections, ports, counters and workers.
     pub fn counters(&self) -> Value {
         let of = |appliance: &Appliance| {
             let ask = |show| match control::ask(&appliance.control, Request { show, offset: 0 }) {
                 Ok(reply) => serde_json::to_value(reply).unwrap_or_default(),
                 Err(error) => Value::String(error.to_string()),
             };
-            Value::Array([Show::Connections, Show::Ports, Show::Counters].map(ask).into())
+            let all = [Show::Connections, Show::Ports, Show::Counters, Show::Workers];
+            Value::Array(all.map(ask).into())
         };
         json!({ "umcp": of(&self.umcp), "dmcp": of(&self.dmcp) })
     }

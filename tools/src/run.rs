@@ -106,7 +106,7 @@ fn serve(config: Config, path: &Path, set_level: impl Fn(LogLevel)) -> Result<()
     match ended.join() {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("waiting for the worker failed".to_owned()),
+        Err(_) => Err("waiting for the workers failed".to_owned()),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use clap::{Args, ValueEnum};
 use dataplane::control::{
-    self, AskError, ConnectionRow, PortRow, Reply, Request, RuleRow, Show, SocketRow,
+    self, AskError, ConnectionRow, PortRow, Reply, Request, RuleRow, Show, SocketRow, WorkerRow,
 };
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ use std::process::ExitCode;
 /// Where `plait run` puts control sockets unless configured otherwise.
 const CONTROL_DIRECTORY: &str = "/run/plait";
 
-/// Show connections, subflows, ports, counters or rules of a running Plait.
+/// Show connections, subflows, ports, counters, rules or workers of a running Plait.
 ///
 /// Columns and fields are named as `ss -i`, `ss -M` and `nstat` name them; cwnd and ssthresh are in octets.
 ///
@@ -46,6 +46,8 @@ enum What {
     Counters,
     /// Rules, in the order in which they are tried.
     Rules,
+    /// Workers: where they run, what each has, and what crosses between them.
+    Workers,
 }
 
 /// Asks and prints.
@@ -109,6 +111,7 @@ fn show(what: What, json: bool, path: &Path) -> Result<String, AskError> {
     let reply = match what {
         What::Ports => ask(Show::Ports)?,
         What::Rules => ask(Show::Rules)?,
+        What::Workers => ask(Show::Workers)?,
         _ => ask(Show::Counters)?,
     };
     Ok(match (reply, json) {
@@ -116,6 +119,8 @@ fn show(what: What, json: bool, path: &Path) -> Result<String, AskError> {
         (Reply::Ports(rows), false) => ports_table(&rows),
         (Reply::Rules(rows), true) => pretty(&rows),
         (Reply::Rules(rows), false) => rules_table(&rows),
+        (Reply::Workers(rows), true) => pretty(&rows),
+        (Reply::Workers(rows), false) => workers_table(&rows),
         (Reply::Counters(counters), true) => pretty(&counters),
         (Reply::Counters(counters), false) => counters_table(&counters),
         (other, _) => pretty(&other),
@@ -189,13 +194,17 @@ fn field(row: &SocketRow, name: &str) -> String {
 }
 
 fn connections_table(rows: &[ConnectionRow]) -> String {
-    let head: Vec<&str> = ["Id", "Rule", "Mode", "Phase"].into_iter().chain(SOCKET_HEAD).collect();
-    let right: Vec<bool> = [true, false, false, false].into_iter().chain(SOCKET_RIGHT).collect();
+    let own = ["Worker", "Id", "Rule", "Mode", "Phase"];
+    let head: Vec<&str> = own.into_iter().chain(SOCKET_HEAD).collect();
+    let right: Vec<bool> =
+        [true, true, false, false, false].into_iter().chain(SOCKET_RIGHT).collect();
     let mut lines = Vec::new();
     for row in rows {
-        let first = [row.id.to_string(), row.rule.clone(), row.mode.clone(), row.state.clone()];
-        lines.push(first.into_iter().chain(socket_cells(&row.near)).collect());
-        let rest = std::iter::repeat_n(String::new(), 4);
+        let numbers = [row.worker.to_string(), row.id.to_string()];
+        let words = [row.rule.clone(), row.mode.clone(), row.state.clone()];
+        let first = numbers.into_iter().chain(words);
+        lines.push(first.chain(socket_cells(&row.near)).collect());
+        let rest = std::iter::repeat_n(String::new(), 5);
         lines.push(rest.chain(socket_cells(&row.far)).collect());
     }
     table(&head, &right, &lines)
@@ -253,6 +262,42 @@ fn rules_table(rows: &[RuleRow]) -> String {
     table(&["Rule", "Matches", "Action"], &[false; 3], &lines)
 }
 
+fn workers_table(rows: &[WorkerRow]) -> String {
+    let head = [
+        "Worker",
+        "core",
+        "connections",
+        "flows",
+        "time_wait",
+        "turns",
+        "sleeps",
+        "crossed_in",
+        "crossed_out",
+        "crossed_dropped",
+        "frames_free",
+        "frames",
+    ];
+    let line = |row: &WorkerRow| {
+        let core = row.core.map_or("-".to_owned(), |core| core.to_string());
+        let numbers = [
+            row.connections,
+            row.flows,
+            row.time_wait,
+            row.turns,
+            row.sleeps,
+            row.crossed_in,
+            row.crossed_out,
+            row.crossed_dropped,
+            row.frames_free,
+            row.frames,
+        ];
+        let numbers = numbers.iter().map(u64::to_string);
+        [row.worker.to_string(), core].into_iter().chain(numbers).collect()
+    };
+    let lines: Vec<Vec<String>> = rows.iter().map(line).collect();
+    table(&head, &[true; 12], &lines)
+}
+
 fn counters_table(counters: &BTreeMap<String, u64>) -> String {
     let lines: Vec<Vec<String>> = counters
         .iter()
@@ -306,6 +351,7 @@ mod tests {
         };
         ConnectionRow {
             id: 4_294_967_296,
+            worker: 2,
             rule: "lan-tcp".to_owned(),
             mode: "convert".to_owned(),
             state: "open".to_owned(),
@@ -335,12 +381,21 @@ mod tests {
             matches: "from 192.168.1.0/24 to 0.0.0.0/0 tcp-ports 1-65535".to_owned(),
             action: "convert dmcp".to_owned(),
         };
+        let worker = WorkerRow {
+            worker: 1,
+            core: Some(3),
+            connections: 12,
+            crossed_in: 7,
+            frames: 32_768,
+            ..WorkerRow::default()
+        };
         let counters = BTreeMap::from([("InSegs".to_owned(), 7), ("InErrs".to_owned(), 0)]);
         let shown = [
             connections_table(&[connection()]),
             subflows_table(&[connection()]),
             ports_table(&[port]),
             rules_table(&[rule]),
+            workers_table(&[WorkerRow::default(), worker]),
             counters_table(&counters),
             connections_table(&[]),
         ];

@@ -1,7 +1,7 @@
 //! Another configuration for a running appliance: what can change without harm does, all else asks for a restart.
 #![forbid(unsafe_code)]
 
-use super::Bridges;
+use super::bridges::{Bridges, share_of};
 use crate::config::Config;
 use crate::config::schema::{Limits, Node};
 use crate::config::value::covers;
@@ -57,8 +57,9 @@ impl Reloader {
             check_steering(taken, wanted, new.worker.tun.is_some())?;
         }
         let differs = new.file.differs(&running.file);
+        let share = share_of(&new.mcp, self.links.len() as u32);
         for link in &self.links {
-            let (mcp, mss) = (new.mcp.clone(), new.mss.clone());
+            let (mcp, mss) = (share.clone(), new.mss.clone());
             link.ask(move |worker| worker.engine.reconfigure(mcp, mss))
                 .ok_or(ReloadError::Ended)?;
         }

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod check;
+pub mod crew;
 pub mod diagnostic;
 pub mod schema;
 mod syntax;
@@ -16,6 +17,7 @@ pub use check::MssRule;
 pub use diagnostic::{ConfigErrors, Diagnostic};
 
 use crate::run::WorkerConfig;
+use crew::{CrewConfig, PoolConfig};
 use schema::{File, LogLevel};
 use stack::mcp::McpConfig;
 use std::path::{Path, PathBuf};
@@ -29,7 +31,11 @@ pub struct Config {
     pub control: PathBuf,
     /// Least severe level that is logged.
     pub log: LogLevel,
-    /// Ports, steering and routes.
+    /// How many workers there are, and where.
+    pub crew: CrewConfig,
+    /// Memory for packets.
+    pub pool: PoolConfig,
+    /// Ports, steering and routes: a worker that is alone.
     pub worker: WorkerConfig,
     /// What is converted, and how.
     pub mcp: McpConfig,

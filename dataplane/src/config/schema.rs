@@ -88,9 +88,12 @@ pub struct Node {
     /// Least severe level that is logged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log: Option<LogLevel>,
-    /// Core that the worker is bound to.
+    /// How many workers share the work.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub core: Option<Spanned<i64>>,
+    pub workers: Option<Spanned<Workers>>,
+    /// Cores that they are bound to, one each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cores: Vec<Spanned<i64>>,
     /// What the worker does when there is nothing to do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub io_mode: Option<NodeIoMode>,
@@ -100,6 +103,52 @@ pub struct Node {
     /// TUN device that gives unclaimed packets back to the kernel; empty: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tun: Option<Text>,
+}
+
+/// `node.workers`
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Workers {
+    /// As the machine suggests.
+    #[default]
+    Auto,
+    /// So many.
+    Number(i64),
+}
+
+impl Serialize for Workers {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Workers::Auto => serializer.serialize_str("auto"),
+            Workers::Number(number) => serializer.serialize_i64(*number),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Workers {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Workers, D::Error> {
+        deserializer.deserialize_any(WorkersVisitor)
+    }
+}
+
+struct WorkersVisitor;
+
+impl serde::de::Visitor<'_> for WorkersVisitor {
+    type Value = Workers;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a whole number or \"auto\"")
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<Workers, E> {
+        Ok(Workers::Number(number))
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Workers, E> {
+        match text {
+            "auto" => Ok(Workers::Auto),
+            _ => Err(E::invalid_type(serde::de::Unexpected::Str(text), &self)),
+        }
+    }
 }
 
 /// `node.io-mode`

@@ -260,7 +260,13 @@ fn mistakes_about_node_and_limits() {
         &[
             ("name = \"umcp\"", "name = \"../umcp\""),
             ("name = \"umcp\"", "control = \"umcp.sock\""),
-            ("name = \"umcp\"", "core = -1"),
+            ("name = \"umcp\"", "cores = [-1]"),
+            ("name = \"umcp\"", "cores = [1, 1]"),
+            ("name = \"umcp\"", "core = 1"),
+            ("name = \"umcp\"", "workers = 3\ncores = [1, 2]"),
+            ("name = \"umcp\"", "workers = 0"),
+            ("name = \"umcp\"", "workers = \"all\""),
+            ("name = \"umcp\"", "workers = 8"),
             ("name = \"umcp\"", "spin = \"10\""),
             ("name = \"umcp\"", "spin = \"2s\""),
             ("name = \"umcp\"", "tun = \"a-name-that-is-too-long\""),
@@ -463,7 +469,18 @@ fn the_page_gives_the_defaults_that_hold() {
     let (without, with) = (parse(body), parse(&format!("{written}{body}")));
     assert_eq!(format!("{:?}", with.mcp), format!("{:?}", without.mcp));
     assert_eq!(format!("{:?}", with.worker), format!("{:?}", without.worker));
+    assert_eq!((with.crew, with.pool), (without.crew, without.pool));
     assert_eq!((with.name, with.control, with.log), (without.name, without.control, without.log));
+}
+
+#[test]
+fn workers_follow_from_cores_and_divide_the_pool() {
+    let with = |line: &str| parse(&UMCP.replace("[node]\n", &format!("[node]\n{line}\n")));
+    let config = with("cores = [2, 3]");
+    assert_eq!((config.crew.workers, config.crew.cores), (Some(2), vec![2, 3]));
+    assert_eq!(config.pool.frames(2), (8 << 20) / 2048, "16 MiB for two");
+    assert_eq!(with("workers = 4").crew.workers, Some(4));
+    assert_eq!(with("workers = \"auto\"").crew, parse(UMCP).crew);
 }
 
 #[test]

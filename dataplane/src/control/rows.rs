@@ -9,10 +9,11 @@ use stack::tcp::{CloseReason, State, TcpInfo};
 use stack::time::Duration;
 use stack::wire::FlowTuple;
 
-/// The row of a connection.
-pub fn connection_row(info: &ConnectionInfo) -> ConnectionRow {
+/// The row of a connection of this worker.
+pub fn connection_row(worker: u32, info: &ConnectionInfo) -> ConnectionRow {
     ConnectionRow {
         id: info.id,
+        worker,
         rule: info.rule.clone(),
         mode: mode(info.mode).to_owned(),
         state: state(info.state).to_owned(),

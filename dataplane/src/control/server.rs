@@ -198,8 +198,8 @@ mod tests {
             match request.show {
                 Show::Connections => {
                     let row = |id: u64| ConnectionRow { id, ..row() };
-                    let rows: Vec<_> = (0..3).map(row).skip(request.offset).take(2).collect();
-                    let end = request.offset + rows.len();
+                    let rows: Vec<_> = (request.offset..3).map(row).take(2).collect();
+                    let end = request.offset + rows.len() as u64;
                     Reply::Connections(Page { rows, next: (end < 3).then_some(end) })
                 }
                 Show::Counters => Reply::Counters(BTreeMap::from([("InSegs".to_owned(), 7)])),
@@ -211,6 +211,7 @@ mod tests {
     fn row() -> ConnectionRow {
         ConnectionRow {
             id: 0,
+            worker: 0,
             rule: "lan".to_owned(),
             mode: "convert".to_owned(),
             state: "open".to_owned(),

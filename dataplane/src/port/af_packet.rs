@@ -6,9 +6,12 @@
 #![forbid(unsafe_code)]
 
 use super::ethernet::{vnet_checksum, vnet_gso_size};
+use super::fanout;
 use super::packet_ring::{PacketRing, Place};
+use super::share::{Share, held};
 use super::sys::{
-    MAX_MESSAGES, bind_packet, read_option, receive_multicast, send_messages, set_option, socket,
+    MAX_MESSAGES, bind_packet, bind_packet_to_send, read_option, receive_multicast, send_messages,
+    set_option, socket,
 };
 use super::vnet::{BURST_OCTETS, HEADROOM, Head, Scatter, head, is_full, write};
 use super::{
@@ -22,6 +25,7 @@ use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 /// Socket buffers, in octets as the kernel counts them (doubled by it): tens of super-segments.
 const SOCKET_BUFFER: i32 = 4 << 20;
@@ -35,11 +39,12 @@ pub struct AfPacketPort {
     socket: File,
     fds: [RawFd; 1],
     device: Device,
-    /// Hides our frames from the kernel for as long as it is open.
-    _tcx: Option<OwnedFd>,
+    /// Hides our frames from the kernel for as long as a worker has it.
+    _tcx: Option<Arc<OwnedFd>>,
     /// Set where the socket has no filter of its own.
     steering: Option<Steering>,
-    ring: PacketRing,
+    /// None: it only sends.
+    ring: Option<PacketRing>,
     scatter: Scatter,
     warnings: Vec<String>,
     /// Frames that the ring had no room for, as far as the kernel was asked: it forgets what it has said.
@@ -61,54 +66,131 @@ pub(crate) fn raw_socket(device: &Device) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// A socket with virtio-net headers for the device of this name, not bound yet.
+fn prepare(device: &str) -> Result<(Device, OwnedFd), PortError> {
+    let name = device.to_owned();
+    let device =
+        Device::query(device).map_err(|error| PortError::Device { device: name.clone(), error })?;
+    let failed = |step| {
+        let device = name.clone();
+        move |error| PortError::System { device, step, error }
+    };
+    let fd = raw_socket(&device).map_err(failed("opening an AF_PACKET socket"))?;
+    set_option(&fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR, &1i32)
+        .map_err(failed("turning virtio-net headers on"))?;
+    Ok((device, fd))
+}
+
+/// The program that hides from the kernel what `steering` takes: that of another worker, where there is one. `None`, and
+/// a warning: it cannot be had.
+fn hide(
+    device: &Device,
+    steering: &Steering,
+    share: &Share,
+    warnings: &mut Vec<String>,
+) -> Result<Option<Arc<OwnedFd>>, PortError> {
+    let mut common = share.common();
+    if let Some(tcx) = held(&common.tcx, device.index) {
+        return Ok(Some(tcx));
+    }
+    let insns = compile(steering, Flavour::tcx())
+        .map_err(|error| PortError::TooLong { device: device.name.clone(), error })?;
+    let attached = Program::load(Flavour::tcx().kind, &insns)
+        .map_err(|e| e.to_string())
+        .and_then(|program| program.attach(device.index).map_err(|e| e.to_string()));
+    match attached {
+        Ok(tcx) => {
+            let tcx = Arc::new(tcx);
+            common.tcx = Some((device.index, Arc::downgrade(&tcx)));
+            Ok(Some(tcx))
+        }
+        Err(why) => {
+            warnings.push(format!(
+                "{}: the kernel goes on seeing frames that Plait takes and may answer or forward them; \
+                 set net.ipv4.ip_forward=0 and keep Plait's addresses off the device ({why})",
+                device.name
+            ));
+            Ok(None)
+        }
+    }
+}
+
 impl AfPacketPort {
-    /// Opens a device; only frames that `steering` takes are handed up. Where programs may not be loaded the port works
-    /// without, and [`AfPacketPort::warnings`] says what that means.
+    /// Opens a device; only frames that `steering` takes are handed up, of these those whose home is the worker of
+    /// `share`. Where programs may not be loaded the port works without, and [`AfPacketPort::warnings`] says what that
+    /// means.
     ///
     /// # Errors
     /// If there is no such device, or no CAP_NET_RAW in its namespace.
-    pub fn open(device: &str, steering: &Steering) -> Result<AfPacketPort, PortError> {
-        let name = device.to_owned();
-        let device = Device::query(device)
-            .map_err(|error| PortError::Device { device: name.clone(), error })?;
-        let failed = |step| move |error| PortError::System { device: name.clone(), step, error };
-        let fd = raw_socket(&device).map_err(failed.clone()("opening an AF_PACKET socket"))?;
-        set_option(&fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR, &1i32)
-            .map_err(failed.clone()("turning virtio-net headers on"))?;
-        let ring = PacketRing::new(&fd).map_err(failed.clone()("making a receive ring"))?;
+    pub fn open(
+        device: &str,
+        steering: &Steering,
+        share: &Share,
+    ) -> Result<AfPacketPort, PortError> {
+        let (device, fd) = prepare(device)?;
+        let failed = |step| {
+            let device = device.name.clone();
+            move |error| PortError::System { device, step, error }
+        };
         let too_long = |error| PortError::TooLong { device: device.name.clone(), error };
+        let ring = Some(PacketRing::new(&fd).map_err(failed("making a receive ring"))?);
         let mut warnings = Vec::new();
         let filter = compile(steering, Flavour::socket()).map_err(too_long)?;
+        let tcx = hide(&device, steering, share, &mut warnings)?;
+        if share.is_shared() {
+            // Until it is in its group it would receive what is for the others.
+            fanout::mute(&fd).map_err(failed("muting an AF_PACKET socket"))?;
+        }
+        let bind = || bind_packet(&fd, device.index).map_err(failed("binding an AF_PACKET socket"));
+        if share.is_shared() {
+            bind()?;
+            fanout::join(&fd, &device, share).map_err(failed("joining a fan-out group"))?;
+        }
         let filtered = Program::load(Flavour::socket().kind, &filter)
             .map_err(|e| e.to_string())
             .and_then(|program| program.attach_socket(&fd).map_err(|e| e.to_string()));
         if let Err(why) = &filtered {
             warnings.push(format!("{}: frames are filtered in user space: {why}", device.name));
         }
-        let program = compile(steering, Flavour::tcx()).map_err(too_long)?;
-        let tcx = Program::load(Flavour::tcx().kind, &program)
-            .map_err(|e| e.to_string())
-            .and_then(|program| program.attach(device.index).map_err(|e| e.to_string()));
-        if let Err(why) = &tcx {
-            warnings.push(format!(
-                "{}: the kernel goes on seeing frames that Plait takes and may answer or forward them; \
-                 set net.ipv4.ip_forward=0 and keep Plait's addresses off the device ({why})",
-                device.name
-            ));
+        match (share.is_shared(), &filtered) {
+            (true, Err(_)) => {
+                fanout::unmute(&fd).map_err(failed("unmuting an AF_PACKET socket"))?
+            }
+            (true, Ok(())) => {}
+            (false, _) => bind()?,
         }
-        bind_packet(&fd, device.index).map_err(failed("binding an AF_PACKET socket"))?;
-        Ok(AfPacketPort {
-            fds: [fd.as_raw_fd()],
-            socket: fd.into(),
+        let steering = filtered.is_err().then(|| steering.clone());
+        Ok(AfPacketPort { steering, ring, warnings, _tcx: tcx, ..AfPacketPort::over(device, fd) })
+    }
+
+    /// Opens a device only to send.
+    ///
+    /// # Errors
+    /// As [`AfPacketPort::open`].
+    pub fn open_to_send(device: &str) -> Result<AfPacketPort, PortError> {
+        let (device, fd) = prepare(device)?;
+        let failed = |error| PortError::System {
+            device: device.name.clone(),
+            step: "binding an AF_PACKET socket",
+            error,
+        };
+        bind_packet_to_send(&fd, device.index).map_err(failed)?;
+        Ok(AfPacketPort::over(device, fd))
+    }
+
+    fn over(device: Device, socket: OwnedFd) -> AfPacketPort {
+        AfPacketPort {
+            fds: [socket.as_raw_fd()],
+            socket: socket.into(),
             device,
-            _tcx: tcx.ok(),
-            steering: filtered.is_err().then(|| steering.clone()),
-            ring,
+            _tcx: None,
+            steering: None,
+            ring: None,
             scatter: Scatter::default(),
-            warnings,
+            warnings: Vec::new(),
             overflow: Cell::new(0),
             stats: PortStats::default(),
-        })
+        }
     }
 
     /// What could not be set up, and what to do about it.
@@ -129,7 +211,8 @@ enum Next {
 impl AfPacketPort {
     /// Takes the frame that the next slot holds or stands for.
     fn next(&mut self, pool: &Pool) -> Next {
-        let Some(arrived) = self.ring.peek() else { return Next::None };
+        let arrived = self.ring.as_ref().and_then(PacketRing::peek);
+        let Some(arrived) = arrived else { return Next::None };
         let steering = self.steering.as_ref();
         let wanted =
             |head: &[u8]| arrived.vlan == 0 && steering.is_none_or(|steering| steering.takes(head));
@@ -178,7 +261,9 @@ impl Port for AfPacketPort {
                 Next::Skipped => {}
                 Next::None => break,
             }
-            self.ring.release();
+            if let Some(ring) = &mut self.ring {
+                ring.release();
+            }
         }
     }
 

@@ -5,8 +5,9 @@
 #![forbid(unsafe_code)]
 
 use super::memory::linearize;
+use super::share::Share;
 use super::{BURST, Capabilities, Device, Medium, Port, PortError, PortStats, RxFrame, TxFrame};
-use crate::steer::Steering;
+use crate::steer::{Steering, home_of_frame};
 use pnet_datalink::{Channel, Config, DataLinkReceiver, DataLinkSender};
 use stack::buf::{Chain, Pool};
 use stack::wire::RxChecksum;
@@ -22,6 +23,7 @@ const BUFFER: usize = 65_536 + 256;
 pub struct PnetPort {
     device: Device,
     steering: Steering,
+    share: Share,
     sender: Box<dyn DataLinkSender>,
     receiver: Box<dyn DataLinkReceiver>,
     fds: [RawFd; 1],
@@ -31,11 +33,12 @@ pub struct PnetPort {
 }
 
 impl PnetPort {
-    /// Opens a device; only frames that `steering` takes are handed up, the kernel sees all of them as well.
+    /// Opens a device; only frames that `steering` takes and whose home is the worker of `share` are handed up, the kernel
+    /// sees all of them as well.
     ///
     /// # Errors
     /// If there is no such device or no permission.
-    pub fn open(device: &str, steering: Steering) -> Result<PnetPort, PortError> {
+    pub fn open(device: &str, steering: Steering, share: &Share) -> Result<PnetPort, PortError> {
         let name = device.to_owned();
         let device = Device::query(device)
             .map_err(|error| PortError::Device { device: name.clone(), error })?;
@@ -61,7 +64,8 @@ impl PnetPort {
             Channel::Ethernet(sender, receiver) => {
                 let fds = [poll.as_raw_fd()];
                 let stats = PortStats::default();
-                Ok(PnetPort { device, steering, sender, receiver, fds, _poll: poll, stats })
+                let share = share.clone();
+                Ok(PnetPort { device, steering, share, sender, receiver, fds, _poll: poll, stats })
             }
             _ => Err(failed(ErrorKind::Unsupported.into())),
         }
@@ -72,7 +76,9 @@ impl Port for PnetPort {
     fn receive(&mut self, pool: &Pool, rx: &mut Vec<RxFrame>) {
         for _ in 0..BURST {
             let Ok(frame) = self.receiver.next() else { return };
-            if !self.steering.takes(frame) {
+            let elsewhere = self.share.is_shared()
+                && home_of_frame(frame, self.share.homes()) != self.share.worker();
+            if elsewhere || !self.steering.takes(frame) {
                 continue;
             }
             let Some(octets) = Chain::copy_from(pool, HEADROOM, frame) else {

@@ -62,10 +62,19 @@ pub(crate) fn bind<T: Copy>(fd: &OwnedFd, address: &T) -> io::Result<()> {
 
 /// Binds an AF_PACKET socket to all protocols of a device.
 pub(crate) fn bind_packet(fd: &OwnedFd, index: u32) -> io::Result<()> {
+    bind_packet_for(fd, index, libc::ETH_P_ALL as u16)
+}
+
+/// Binds an AF_PACKET socket to a device, of which it receives nothing.
+pub(crate) fn bind_packet_to_send(fd: &OwnedFd, index: u32) -> io::Result<()> {
+    bind_packet_for(fd, index, 0)
+}
+
+fn bind_packet_for(fd: &OwnedFd, index: u32, protocol: u16) -> io::Result<()> {
     // SAFETY: all zeros is a valid sockaddr_ll.
     let mut address: libc::sockaddr_ll = unsafe { zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
-    address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+    address.sll_protocol = protocol.to_be();
     address.sll_ifindex = index as i32;
     bind(fd, &address)
 }
@@ -433,9 +442,24 @@ pub fn wait(fds: impl IntoIterator<Item = (RawFd, Interest)>, timeout: Option<Du
     Ready(ready.fold(0, |mask, (place, _)| mask | 1 << place))
 }
 
+/// How many files a TAP or TUN device has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Queues {
+    /// One.
+    One,
+    /// One for each worker. Of a device that exists all or none are of this kind.
+    Many,
+}
+
 /// Creates a TAP (Ethernet) or TUN (IP) device with virtio-net headers or attaches to one that exists, lets the kernel
-/// send super-segments and unfinished checksums to it, and brings it up. One made here vanishes when the file closes.
-pub(crate) fn open_tun(name: &str, medium: Medium, patience: Patience) -> io::Result<File> {
+/// send super-segments and unfinished checksums to it, and brings it up. One made here vanishes when the file (the last of
+/// [`Queues::Many`]) closes.
+pub(crate) fn open_tun(
+    name: &str,
+    medium: Medium,
+    queues: Queues,
+    patience: Patience,
+) -> io::Result<File> {
     let tun = File::options().read(true).write(true).open("/dev/net/tun")?;
     // SAFETY: no pointers.
     check(unsafe { libc::fcntl(tun.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) })?;
@@ -444,8 +468,9 @@ pub(crate) fn open_tun(name: &str, medium: Medium, patience: Patience) -> io::Re
         Medium::Ethernet => libc::IFF_TAP,
         Medium::Ip => libc::IFF_TUN,
     };
+    let multi = if queues == Queues::Many { libc::IFF_MULTI_QUEUE } else { 0 };
     let mut request = named_request(name)?;
-    request.ifr_ifru.ifru_flags = (kind | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
+    request.ifr_ifru.ifru_flags = (kind | multi | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
     // That of a process that has just ended may be on its way out.
     while_busy(patience, || ifreq_ioctl(&tun, libc::TUNSETIFF as _, &mut request))?;
     let offloads = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;

@@ -3,6 +3,7 @@
 //! Super-segments up to 64 KB cross it both ways, checksums left to whoever needs them.
 #![forbid(unsafe_code)]
 
+use super::share::Share;
 use super::sys::open_tun;
 use super::vnet::{Scatter, is_full, write};
 use super::{Capabilities, Device, Medium, Patience, Port, PortError, PortStats, RxFrame, TxFrame};
@@ -27,7 +28,8 @@ pub struct TapPort {
 
 impl TapPort {
     /// Makes a device, or attaches to one that was made before, and brings it up. [`Medium::Ethernet`] makes it TAP,
-    /// [`Medium::Ip`] TUN. Only what `steering` takes is handed up; the rest of what the kernel sends there is dropped.
+    /// [`Medium::Ip`] TUN. Each worker has a queue of it, among which the kernel deals flows out as they were last sent
+    /// from. Only what `steering` takes is handed up; the rest of what the kernel sends there is dropped.
     ///
     /// # Errors
     /// If `/dev/net/tun` is missing, there is no CAP_NET_ADMIN, or a device of that name is of another kind or in use.
@@ -35,15 +37,13 @@ impl TapPort {
         device: &str,
         medium: Medium,
         steering: &Steering,
+        share: &Share,
         patience: Patience,
     ) -> Result<TapPort, PortError> {
         let name = device.to_owned();
         let step = "making or attaching to the TAP or TUN device";
-        let file = open_tun(device, medium, patience).map_err(|error| PortError::System {
-            device: name.clone(),
-            step,
-            error,
-        })?;
+        let file = open_tun(device, medium, share.tun_queues(), patience)
+            .map_err(|error| PortError::System { device: name.clone(), step, error })?;
         let device =
             Device::query(device).map_err(|error| PortError::Device { device: name, error })?;
         // The device's own address is the kernel's; ours differs from it and is nobody else's.

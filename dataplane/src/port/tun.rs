@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 use super::ethernet::{Offload, VNET_LEN};
+use super::share::Share;
 use super::sys::open_tun;
 use super::{Medium, Patience};
 use arrayvec::ArrayVec;
@@ -20,12 +21,13 @@ pub struct KernelPath {
 }
 
 impl KernelPath {
-    /// Creates the device and brings it up. It vanishes when this is dropped.
+    /// Creates the device, or a queue of it for each worker, and brings it up. It vanishes when this (the last of them) is
+    /// dropped.
     ///
     /// # Errors
     /// If `/dev/net/tun` is missing, or there is no CAP_NET_ADMIN in this namespace.
-    pub fn open(name: &str) -> io::Result<KernelPath> {
-        let tun = open_tun(name, Medium::Ip, Patience::Seconds)?;
+    pub fn open(name: &str, share: &Share) -> io::Result<KernelPath> {
+        let tun = open_tun(name, Medium::Ip, share.tun_queues(), Patience::Seconds)?;
         // Only this namespace's own view of /proc/sys/net is written; where it is read-only the administrator decides.
         for (key, value) in [("ipv4", "rp_filter"), ("ipv6", "accept_ra")] {
             let _ = std::fs::write(format!("/proc/sys/net/{key}/conf/{name}/{value}"), "0");

@@ -3,8 +3,8 @@
 
 use super::{Io, PortConfig, SetupError, WorkerConfig};
 use crate::port::{
-    AfPacketPort, AfXdpPort, Attach, Device, Medium, Patience, PnetPort, Port, PortError, TapPort,
-    Umem, XdpMode,
+    AfPacketPort, AfXdpPort, Attach, Device, Medium, Patience, PnetPort, Port, PortError, Share,
+    TapPort, Umem, XdpMode,
 };
 use crate::steer::Steering;
 use stack::buf::Pool;
@@ -27,25 +27,25 @@ pub(super) fn umem(config: &WorkerConfig, pool: &Pool) -> Option<Rc<Umem>> {
     if may_be_xdp { Umem::new(pool.clone()).ok() } else { None }
 }
 
-/// Opens a port as configured, or as suits its device best.
+/// Opens a port as configured, as another worker chose for its device, or as suits that best.
 pub(super) fn choose(
     config: &PortConfig,
     steering: &Steering,
-    umem: Option<&Rc<Umem>>,
+    shared: (Option<&Rc<Umem>>, &Share),
     patience: Patience,
 ) -> Result<Opened, SetupError> {
-    match config.io {
-        None => best(config, steering, umem, patience),
-        Some(io) => {
-            open(config, io, Attach::Any, steering, umem, patience).map_err(|error| match error {
-                error @ PortError::Device { .. } => error.into(),
-                error => {
-                    let help = help(io, &error);
-                    SetupError::Refused { port: config.name.clone(), io, error, help }
-                }
-            })
+    let Some(io) = config.io.or(shared.1.io()) else {
+        let opened = best(config, steering, shared, patience)?;
+        shared.1.set_io(opened.io);
+        return Ok(opened);
+    };
+    open(config, io, Attach::Any, steering, shared, patience).map_err(|error| match error {
+        error @ PortError::Device { .. } => error.into(),
+        error => {
+            let help = help(io, &error);
+            SetupError::Refused { port: config.name.clone(), io, error, help }
         }
-    }
+    })
 }
 
 /// A virtual device carries super-segments, which AF_XDP would cut into MTU-sized frames; a NIC whose driver runs XDP
@@ -53,17 +53,17 @@ pub(super) fn choose(
 fn best(
     config: &PortConfig,
     steering: &Steering,
-    umem: Option<&Rc<Umem>>,
+    shared: (Option<&Rc<Umem>>, &Share),
     patience: Patience,
 ) -> Result<Opened, SetupError> {
     let device = Device::query(&config.device)
         .map_err(|error| PortError::Device { device: config.device.clone(), error })?;
     let (why, warning) = if device.is_virtual() {
         (format!("{} is a virtual device: super-segments of 64 KB cross it", device.driver), None)
-    } else if umem.is_none() {
+    } else if shared.0.is_none() {
         ("limits.frame-size does not suit AF_XDP, which needs 2048 or 4096".to_owned(), None)
     } else {
-        match open(config, Io::AfXdp, Attach::NativeOnly, steering, umem, patience) {
+        match open(config, Io::AfXdp, Attach::NativeOnly, steering, shared, patience) {
             Ok(opened) => return Ok(opened),
             Err(PortError::NoNativeXdp { .. }) => {
                 (format!("the driver {} has no XDP of its own", device.driver), None)
@@ -79,7 +79,7 @@ fn best(
             }
         }
     };
-    let mut opened = open(config, Io::AfPacket, Attach::Any, steering, umem, patience)?;
+    let mut opened = open(config, Io::AfPacket, Attach::Any, steering, shared, patience)?;
     opened.why = why;
     opened.warnings.extend(warning);
     if !config.queues.is_empty() {
@@ -93,7 +93,7 @@ fn open(
     io: Io,
     attach: Attach,
     steering: &Steering,
-    umem: Option<&Rc<Umem>>,
+    (umem, share): (Option<&Rc<Umem>>, &Share),
     patience: Patience,
 ) -> Result<Opened, PortError> {
     let device = config.device.as_str();
@@ -103,25 +103,33 @@ fn open(
                 device: device.to_owned(),
                 why: "frames must be 2048 or 4096 octets".to_owned(),
             })?;
-            let port = AfXdpPort::open(device, steering, &config.queues, attach, umem)?;
-            let (why, warnings) = xdp_words(config, attach, &port);
-            (Box::new(port), why, warnings)
+            match AfXdpPort::open(device, steering, &config.queues, attach, (umem, share))? {
+                Some(port) => {
+                    let (why, warnings) = xdp_words(config, attach, &port);
+                    (Box::new(port), why, warnings)
+                }
+                // What comes in is the other workers' to read, and to send here.
+                None => {
+                    let port = AfPacketPort::open_to_send(device)?;
+                    (Box::new(port), "fewer queues than workers".to_owned(), Vec::new())
+                }
+            }
         }
         Io::AfPacket => {
-            let port = AfPacketPort::open(device, steering)?;
+            let port = AfPacketPort::open(device, steering, share)?;
             let warnings = port.warnings().to_vec();
             (Box::new(port), "as configured".to_owned(), warnings)
         }
         Io::Tap | Io::Tun => {
             let medium = if io == Io::Tap { Medium::Ethernet } else { Medium::Ip };
-            let port = TapPort::open(device, medium, steering, patience)?;
+            let port = TapPort::open(device, medium, steering, share, patience)?;
             (Box::new(port), "as configured".to_owned(), Vec::new())
         }
         Io::Pnet => {
             let warning = format!(
                 "{device}: pnet does not hide frames from the kernel; set net.ipv4.ip_forward=0"
             );
-            let port = PnetPort::open(device, steering.clone())?;
+            let port = PnetPort::open(device, steering.clone(), share)?;
             (Box::new(port), "as configured".to_owned(), vec![warning])
         }
     };
@@ -162,7 +170,7 @@ fn help(io: Io, error: &PortError) -> &'static str {
             "give the program CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF"
         }
         (Io::Tap | Io::Tun, Some(libc::EBUSY | libc::EINVAL)) => {
-            "name another device: this one is in use, or of another kind"
+            "name another device: this one is in use, or of another kind (with several workers it needs `multi_queue`)"
         }
         (Io::Tap | Io::Tun, Some(libc::ENOENT)) => "load the kernel's module tun (/dev/net/tun)",
         (_, Some(libc::EPERM | libc::EACCES)) => {

@@ -35,6 +35,11 @@ pub(super) fn destination(packet: &RxPacket) -> Option<IpAddr> {
     addresses(packet.octets.parts().first()?.bytes()).map(|(_, _, to)| to)
 }
 
+/// The source of an IP packet.
+pub(super) fn source(packet: &RxPacket) -> Option<IpAddr> {
+    addresses(packet.octets.parts().first()?.bytes()).map(|(_, from, _)| from)
+}
+
 /// What the first octets of an Ethernet frame say.
 struct Head {
     to: [u8; 6],

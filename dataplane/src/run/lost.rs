@@ -6,7 +6,7 @@
 
 use super::open::open_port;
 use super::{Engine, PortConfig, Worker};
-use crate::port::{Device, GonePort, LinkMonitor, Patience, PortStats, Umem};
+use crate::port::{Device, GonePort, LinkMonitor, Patience, PortStats, Share, Umem};
 use stack::time::{Duration, Instant, earliest};
 use stack::wire::Prefix;
 use std::net::IpAddr;
@@ -36,6 +36,8 @@ pub(super) struct Watch {
     pub(super) config: PortConfig,
     /// Addresses that Plait owns there.
     pub(super) owned: Vec<Prefix>,
+    /// What it has in common with other workers' ports on the device.
+    pub(super) share: Share,
     /// The device's index: another one is another device.
     pub(super) index: Option<u32>,
     /// Counters of those that are gone.
@@ -92,25 +94,28 @@ impl<E: Engine> Worker<E> {
     /// Some device has changed.
     fn look(&mut self, now: Instant) {
         let mut resized = false;
+        let tells = self.crew.number == 0; // the others see the same
         for slot in &mut self.ports {
             let device = Device::query(&slot.device).ok();
             match (&mut slot.watch.lost, device) {
                 (Some(lost), _) => lost.retry_at = now,
                 (None, Some(device)) if Some(device.index) == slot.watch.index => {
                     let before = std::mem::replace(&mut slot.capabilities.mtu, device.mtu);
-                    if before != device.mtu {
+                    if before != device.mtu && tells {
                         info!(
                             "port {}: the MTU of device {} is {}; new connections fit in it",
                             slot.name, slot.device, device.mtu
                         );
-                        resized = true;
                     }
+                    resized |= before != device.mtu;
                 }
                 _ => {
-                    warn!(
-                        "port {}: device {} is gone; the port is opened again when it is back",
-                        slot.name, slot.device
-                    );
+                    if tells {
+                        warn!(
+                            "port {}: device {} is gone; the port is opened again when it is back",
+                            slot.name, slot.device
+                        );
+                    }
                     slot.watch.past = slot.stats();
                     slot.watch.past.lost += 1;
                     slot.port = Box::new(GonePort::instead_of(slot.port.as_ref()));
@@ -127,7 +132,7 @@ impl<E: Engine> Worker<E> {
     fn reopen(&mut self, port: usize, now: Instant) {
         let Some(slot) = self.ports.get_mut(port) else { return };
         let Some(lost) = &mut slot.watch.lost else { return };
-        let watch = (slot.watch.config.clone(), slot.watch.owned.clone());
+        let watch = (slot.watch.config.clone(), slot.watch.owned.clone(), slot.watch.share.clone());
         let umem = self.devices.umem.as_ref();
         let opened = open_port(watch, &self.devices.kernel, umem, Patience::None);
         let (fresh, warnings) = match opened {
@@ -149,8 +154,11 @@ impl<E: Engine> Worker<E> {
         past.reopened += 1;
         *slot = fresh;
         slot.watch.past = past;
-        info!("port {}: device {} is back: {}", slot.name, slot.device, slot.why);
         self.neighbors.rejoin(port as u16, slot.mac);
+        if self.crew.number == 0 {
+            info!("port {}: device {} is back: {}", slot.name, slot.device, slot.why);
+            self.neighbors.announce_port(port as u16);
+        }
         self.tell_mtus();
     }
 }

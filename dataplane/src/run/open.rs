@@ -2,11 +2,12 @@
 #![forbid(unsafe_code)]
 
 use super::choose::{Opened, choose, umem};
+use super::cross::Crew;
 use super::lost::{Devices, Watch, index};
 use super::{Command, Engine, Io, PortConfig, PortSlot, Worker, WorkerConfig, WorkerStats};
 use crate::neighbor::{Identity, Neighbors};
 use crate::port::{
-    Device, KernelPath, LinkMonitor, Patience, PortError, PortStats, Umem, Waker, kernel_addresses,
+    Device, KernelPath, LinkMonitor, Patience, PortError, PortStats, Share, Umem, kernel_addresses,
 };
 use crate::route::{Route, Routes};
 use crate::steer::{SteerRule, Steering};
@@ -56,8 +57,10 @@ pub enum SetupError {
 /// What a worker is told and asked through.
 pub(super) struct Reins<E> {
     pub(super) commands: Receiver<Command<E>>,
-    pub(super) waker: Arc<Waker>,
     pub(super) stop: Arc<AtomicBool>,
+    pub(super) crew: Crew,
+    /// Of each port.
+    pub(super) shares: Vec<Share>,
 }
 
 impl<E: Engine> Worker<E> {
@@ -80,11 +83,12 @@ impl<E: Engine> Worker<E> {
         let mut warnings = Vec::new();
         let mut ports = Vec::new();
         let mut identities = Vec::new();
-        for (number, port) in config.ports.iter().enumerate() {
+        let Reins { commands, stop, crew, shares } = reins;
+        for ((number, port), share) in config.ports.iter().enumerate().zip(shares) {
             let mut owned = port.owned.clone();
             owned.extend(link_local(&config, number, &kernel)?);
             let identity = owned.clone();
-            let wanted = (port.clone(), owned);
+            let wanted = (port.clone(), owned, share);
             let (slot, new) = open_port(wanted, &kernel, umem.as_ref(), Patience::Seconds)?;
             warnings.extend(new);
             identities.push(Identity { mac: slot.mac, owned: identity });
@@ -93,18 +97,22 @@ impl<E: Engine> Worker<E> {
         if let Some(umem) = &umem {
             umem.set_patience(Patience::None); // from now on there is work to do meanwhile
         }
-        let kernel_path = config.tun.as_deref().and_then(|name| match KernelPath::open(name) {
-            Ok(path) => {
-                warnings.extend(path.warnings());
-                Some(path)
-            }
-            Err(error) => {
-                warnings.push(format!("{name}: unclaimed packets are dropped: {error}"));
-                None
-            }
-        });
+        let kernel_share = crew.share();
+        let kernel_path =
+            config.tun.as_deref().and_then(|name| match KernelPath::open(name, &kernel_share) {
+                Ok(path) => {
+                    warnings.extend(path.warnings());
+                    Some(path)
+                }
+                Err(error) => {
+                    warnings.push(format!("{name}: unclaimed packets are dropped: {error}"));
+                    None
+                }
+            });
         let mut neighbors = Neighbors::new(identities);
-        neighbors.announce();
+        if crew.number == 0 {
+            neighbors.announce(); // once is enough
+        }
         let mut worker = Worker {
             engine: build(&pool),
             pool,
@@ -113,14 +121,16 @@ impl<E: Engine> Worker<E> {
             routes: routes(&config, &kernel),
             kernel_path,
             devices: Devices { monitor, noticed: false, look_at: Instant::ZERO, umem, kernel },
-            commands: reins.commands,
-            waker: reins.waker,
-            stop: reins.stop,
+            commands,
+            crew,
+            stop,
             io_mode: config.io_mode,
             warnings,
             stats: WorkerStats::default(),
             frames: Vec::new(),
             received: Vec::new(),
+            crossed: Vec::new(),
+            away: Vec::new(),
             sending: Vec::new(),
         };
         worker.tell_mtus();
@@ -167,15 +177,15 @@ fn steering(port: &PortConfig, owned: &[Prefix], kernel: &[(String, IpAddr, u8)]
     steering
 }
 
-/// Opens a port that owns these addresses; with it come warnings.
+/// Opens a worker's share of a port that owns these addresses; with it come warnings.
 pub(super) fn open_port(
-    (config, owned): (PortConfig, Vec<Prefix>),
+    (config, owned, share): (PortConfig, Vec<Prefix>, Share),
     kernel: &[(String, IpAddr, u8)],
     umem: Option<&Rc<Umem>>,
     patience: Patience,
 ) -> Result<(PortSlot, Vec<String>), SetupError> {
     let steering = steering(&config, &owned, kernel);
-    let Opened { port, io, why, warnings } = choose(&config, &steering, umem, patience)?;
+    let Opened { port, io, why, warnings } = choose(&config, &steering, (umem, &share), patience)?;
     let slot = PortSlot {
         name: config.name.clone(),
         device: config.device.clone(),
@@ -190,6 +200,7 @@ pub(super) fn open_port(
             index: index(&config.device),
             config,
             owned,
+            share,
             past: PortStats::default(),
             lost: None,
         },

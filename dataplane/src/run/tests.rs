@@ -1,8 +1,13 @@
 use super::*;
 use crate::neighbor::Identity;
-use crate::port::MemoryPort;
+use crate::port::{MemoryPort, Share};
+use crate::steer::Steering;
 use crossbeam::channel::unbounded;
+use mailbox::{MAX_PACKETS, Mailbox, Note};
+use stack::shard::Homes;
+use stack::wire::{Endpoint, FlowTuple, Prefix, RxChecksum};
 use std::collections::VecDeque;
+use std::net::IpAddr;
 
 const OURS: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const PEER: [u8; 6] = [2, 0, 0, 0, 0, 2];
@@ -13,6 +18,10 @@ struct Script {
     seen: Vec<RxPacket>,
     send: VecDeque<TxPacket>,
     unreachable: Vec<(IpAddr, Unreachable)>,
+    /// What came from other workers, what is for them, and in which order they were heard.
+    crossed: Vec<RxPacket>,
+    away: Vec<(u32, Away)>,
+    told: Vec<String>,
 }
 
 impl Engine for Script {
@@ -35,6 +44,19 @@ impl Engine for Script {
         self.seen = tcp;
         out.extend::<Vec<_>>(other);
     }
+    fn ingest_crossed(&mut self, rx: &mut Vec<RxPacket>, _now: Instant) {
+        self.told.push(format!("{} packets", rx.len()));
+        self.crossed.append(rx);
+    }
+    fn away(&mut self, out: &mut Vec<(u32, Away)>) {
+        out.append(&mut self.away);
+    }
+    fn on_adopted(&mut self, flow: FlowTuple, by: u32) {
+        self.told.push(format!("{} adopted by {by}", flow.remote.port));
+    }
+    fn on_released(&mut self, flow: FlowTuple, by: u32) {
+        self.told.push(format!("{} released by {by}", flow.remote.port));
+    }
 }
 
 fn ip(s: &str) -> IpAddr {
@@ -42,6 +64,20 @@ fn ip(s: &str) -> IpAddr {
 }
 
 fn worker(intercepts: bool) -> (Worker<Script>, MemoryPort) {
+    let mailboxes = Arc::new([Mailbox::new().unwrap()]);
+    worker_of(Crew::new(0, Homes::ALONE, mailboxes), intercepts)
+}
+
+/// Workers of one node.
+fn workers<const N: usize>(intercepts: bool) -> [(Worker<Script>, MemoryPort); N] {
+    let mailboxes: Arc<[Mailbox]> = (0..N).map(|_| Mailbox::new().unwrap()).collect();
+    let homes = Homes { shards: N as u32, key: 0 };
+    std::array::from_fn(|number| {
+        worker_of(Crew::new(number as u32, homes, mailboxes.clone()), intercepts)
+    })
+}
+
+fn worker_of(crew: Crew, intercepts: bool) -> (Worker<Script>, MemoryPort) {
     let (near, far) = MemoryPort::pair(64, [OURS, PEER]);
     let network = Prefix { addr: ip("10.0.0.1"), len: 24 };
     let slot = PortSlot {
@@ -65,6 +101,7 @@ fn worker(intercepts: bool) -> (Worker<Script>, MemoryPort) {
                 steering: Steering::default(),
             },
             owned: vec![network],
+            share: Share::alone(),
             index: None,
             past: PortStats::default(),
             lost: None,
@@ -86,13 +123,15 @@ fn worker(intercepts: bool) -> (Worker<Script>, MemoryPort) {
             kernel: Vec::new(),
         },
         commands: unbounded().1,
-        waker: Arc::new(Waker::new().unwrap()),
+        crew,
         stop: Arc::default(),
         io_mode: IoMode::Interrupt,
         warnings: Vec::new(),
         stats: WorkerStats::default(),
         frames: Vec::new(),
         received: Vec::new(),
+        crossed: Vec::new(),
+        away: Vec::new(),
         sending: Vec::new(),
     };
     (worker, far)
@@ -120,9 +159,7 @@ fn receive(far: &mut MemoryPort, pool: &Pool) -> Vec<Vec<u8>> {
 }
 
 fn segment(text: usize, gso_size: u16, to: &str, pool: &Pool) -> TxPacket {
-    use stack::wire::{
-        Endpoint, FlowTuple, Options, Segment, SegmentOptions, SeqNum, UnscaledWindow,
-    };
+    use stack::wire::{Options, Segment, SegmentOptions, SeqNum, UnscaledWindow};
     let flow = FlowTuple {
         local: Endpoint::new(ip("10.0.0.1"), 1000),
         remote: Endpoint::new(ip(to), 2000),
@@ -244,4 +281,157 @@ fn a_port_without_room_keeps_a_bounded_queue() {
     w.turn(Instant::ZERO);
     assert_eq!(w.ports[0].pending.len(), MAX_PENDING);
     assert_eq!(w.stats().tx_overflow, 10);
+}
+
+fn flow(port: u16) -> FlowTuple {
+    FlowTuple {
+        local: Endpoint::new(ip("10.0.0.1"), 80),
+        remote: Endpoint::new(ip("10.0.0.2"), port),
+    }
+}
+
+#[test]
+fn a_packet_crosses_to_another_worker_with_all_that_is_known_of_it() {
+    let [(mut a, mut far), (mut b, mut beyond)] = workers(true);
+    let pool = Pool::new(64, 2048);
+    send(&mut far, &pool, OURS, &ipv4(6, [172, 16, 0, 9], [203, 0, 113, 1]));
+    a.turn(Instant::ZERO);
+    let mut packet = a.engine.seen.pop().unwrap();
+    (packet.checksum, packet.gso_size) = (RxChecksum::Valid, 1400);
+    a.engine.away.push((1, Away::Packet(packet)));
+    a.turn(Instant::ZERO);
+    assert_eq!((a.stats().crossed_out, a.pool.free()), (1, 256));
+    assert!(b.turn(Instant::ZERO));
+    let [crossed] = &b.engine.crossed[..] else { panic!("{:?}", b.engine.crossed) };
+    assert_eq!(crossed.octets.to_vec(), ipv4(6, [172, 16, 0, 9], [203, 0, 113, 1]));
+    assert_eq!((crossed.checksum, crossed.port, crossed.gso_size), (RxChecksum::Valid, 0, 1400));
+    assert_eq!((b.stats().crossed_in, b.stats().crossed_dropped), (1, 0));
+    b.engine.send.push_back(segment(10, 0, "172.16.0.9", &b.pool));
+    b.turn(Instant::ZERO);
+    let frames = receive(&mut beyond, &pool);
+    assert_eq!(frames.len(), 1, "the way back came along");
+    assert_eq!(frames[0][..6], PEER);
+    assert!(!b.turn(Instant::ZERO), "idle");
+}
+
+#[test]
+fn what_others_say_is_heard_before_their_packets_and_in_order() {
+    let [(mut a, mut far), (mut b, _), (mut c, _)] = workers(false);
+    let pool = Pool::new(64, 2048);
+    send(&mut far, &pool, OURS, &ipv4(6, [10, 0, 0, 2], [10, 0, 0, 1]));
+    a.turn(Instant::ZERO);
+    let packet = a.engine.seen.pop().unwrap();
+    // What needs the note comes first within the drain, and from another worker.
+    a.engine.away.extend([(2, Away::Packet(packet)), (2, Away::Adopted(flow(7)))]);
+    b.engine.away.extend([(2, Away::Released(flow(8))), (2, Away::Adopted(flow(8)))]);
+    a.turn(Instant::ZERO);
+    b.turn(Instant::ZERO);
+    c.turn(Instant::ZERO);
+    let told = ["7 adopted by 0", "8 released by 1", "8 adopted by 1", "1 packets"];
+    assert_eq!(c.engine.told, told);
+}
+
+/// Receives nothing: looks, when it is to send, whether the other worker has been told.
+struct Witness {
+    mailboxes: Arc<[Mailbox]>,
+    noted: std::rc::Rc<std::cell::Cell<Option<bool>>>,
+}
+
+impl Port for Witness {
+    fn receive(&mut self, _pool: &Pool, _rx: &mut Vec<RxFrame>) {}
+    fn transmit(&mut self, tx: &mut Vec<TxFrame>) {
+        if self.noted.get().is_none() {
+            self.noted.set(Some(!self.mailboxes[1].lie_down()));
+        }
+        tx.clear();
+    }
+    fn capabilities(&self) -> Capabilities {
+        MemoryPort::pair(1, [OURS, PEER]).0.capabilities()
+    }
+    fn mac(&self) -> [u8; 6] {
+        OURS
+    }
+    fn fds(&self) -> &[RawFd] {
+        &[]
+    }
+    fn stats(&self) -> PortStats {
+        PortStats::default()
+    }
+}
+
+#[test]
+fn others_are_told_before_anything_leaves() {
+    let [(mut a, _far), _b] = workers(true);
+    a.routes.learn(ip("172.16.0.9"), 0, PEER);
+    let noted = std::rc::Rc::default();
+    let witness =
+        Witness { mailboxes: a.crew.mailboxes.clone(), noted: std::rc::Rc::clone(&noted) };
+    a.ports[0].port = Box::new(witness);
+    // So many that the port is given some while the rest is still being routed.
+    for _ in 0..MAX_PENDING + 1 {
+        a.engine.send.push_back(segment(0, 0, "172.16.0.9", &a.pool));
+    }
+    a.turn(Instant::ZERO); // leaves one for the next turn
+    noted.set(None);
+    a.engine.away.push((1, Away::Adopted(flow(7))));
+    a.turn(Instant::ZERO);
+    assert_eq!(noted.get(), Some(true));
+}
+
+#[test]
+fn a_full_mailbox_drops_packets_and_counts_them() {
+    let [(mut a, mut far), (mut b, _)] = workers(false);
+    let pool = Pool::new(64, 2048);
+    for i in 0..=MAX_PACKETS {
+        send(&mut far, &pool, OURS, &ipv4(6, [10, 0, 0, 2], [10, 0, 0, 1]));
+        a.turn(Instant::ZERO);
+        let packet = a.engine.seen.pop().unwrap();
+        a.engine.away.push((1, Away::Packet(packet)));
+        a.turn(Instant::ZERO);
+        assert_eq!(a.stats().crossed_dropped, u64::from(i == MAX_PACKETS));
+    }
+    while b.turn(Instant::ZERO) {}
+    assert_eq!(b.stats().crossed_in + b.stats().crossed_dropped, MAX_PACKETS as u64);
+    assert_eq!(b.engine.crossed.len(), 256, "as many as there are frames for");
+}
+
+#[test]
+fn who_is_not_heard_reads_nothing_until_he_is() {
+    let [(mut a, mut far), (mut b, _)] = workers(false);
+    let pool = Pool::new(64, 2048);
+    a.engine.away.extend((0..=u16::MAX).map(|port| (1, Away::Adopted(flow(port)))));
+    a.turn(Instant::ZERO);
+    send(&mut far, &pool, OURS, &ipv4(6, [10, 0, 0, 2], [10, 0, 0, 1]));
+    a.turn(Instant::ZERO);
+    assert_eq!(a.engine.seen.len(), 0, "what comes in would make more of it");
+    b.turn(Instant::ZERO);
+    assert_eq!(b.engine.told.len(), 1 << 16, "nothing is lost");
+    a.turn(Instant::ZERO);
+    assert_eq!(a.engine.seen.len(), 1);
+}
+
+#[test]
+fn a_neighbour_that_answers_one_worker_is_known_to_all() {
+    let [(mut a, mut near_a), (mut b, mut near_b)] = workers(false);
+    let pool = Pool::new(64, 2048);
+    b.engine.send.push_back(segment(10, 0, "10.0.0.2", &b.pool));
+    b.turn(Instant::ZERO);
+    let request = receive(&mut near_b, &pool);
+    let owned = vec![Prefix { addr: ip("10.0.0.2"), len: 24 }];
+    let mut peer = Neighbors::new(vec![Identity { mac: PEER, owned }]);
+    peer.on_frame(0, &request[0], Instant::ZERO);
+    let (_, reply) = peer.poll_transmit().unwrap();
+    let link = reply[..14].iter().copied().collect();
+    let body = TxBody::Whole(Chain::copy_from(&pool, 0, &reply[14..]).unwrap());
+    near_a.transmit(&mut vec![TxFrame { link, body }]);
+    a.turn(Instant::ZERO);
+    b.turn(Instant::ZERO);
+    let frames = receive(&mut near_b, &pool);
+    assert_eq!(frames.iter().map(|f| f.len() - 54).collect::<Vec<_>>(), [10]);
+    a.turn(Instant::ZERO);
+    assert!(!a.turn(Instant::ZERO) && !b.turn(Instant::ZERO), "it is not passed on for ever");
+    assert!(a.crew.mine().lie_down() && b.crew.mine().lie_down());
+    let note = Note::Neighbor { port: 0, addr: ip("10.0.0.2"), mac: PEER };
+    b.crew.mine().push_note(note);
+    assert!(!b.crew.mine().lie_down());
 }

@@ -2,9 +2,11 @@
 #![forbid(unsafe_code)]
 
 mod compile;
+mod home;
 mod insn;
 
 pub use compile::{Flavour, Resolution, Taken, compile};
+pub use home::home_of_frame;
 pub use insn::TooLong;
 
 use stack::wire::Prefix;

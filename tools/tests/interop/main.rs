@@ -6,6 +6,7 @@
 
 mod appliance;
 mod conversation;
+mod cores;
 mod ipv6;
 mod mtu;
 mod pair;

@@ -40,7 +40,7 @@ impl Pair {
     }
 
     /// In a topology made already.
-    fn start_in(net: Reference, name: &str, umcp: &str, dmcp: &str) -> Pair {
+    pub fn start_in(net: Reference, name: &str, umcp: &str, dmcp: &str) -> Pair {
         let scratch = Scratch::new(name);
         let dmcp = Appliance::start(&net.dmcp, "dmcp", dmcp, &scratch);
         let umcp = Appliance::start(&net.umcp, "umcp", umcp, &scratch);
@@ -53,6 +53,11 @@ impl Pair {
         let row = ports.as_array().into_iter().flatten().find(|row| row["device"] == "wan2");
         let count = row.and_then(|row| row["counters"][counter].as_u64());
         count.unwrap_or_else(|| panic!("no {counter} of wan2: {ports}"))
+    }
+
+    /// Both appliances.
+    pub fn appliances(&self) -> [&Appliance; 2] {
+        [&self.umcp, &self.dmcp]
     }
 
     /// How many connections the uMCP holds.

@@ -14,7 +14,7 @@ use std::path::Path;
 
 /// Links that drop nothing: their queue holds more than any window. (The other ports use AF_PACKET: with XDP a veth
 /// has a ring of 256 frames, and an unshaped sender in the kernel overruns it.)
-const LINK: &str = "100mbit,2ms,0,32MB";
+pub const LINK: &str = "100mbit,2ms,0,32MB";
 const SIZE: u64 = 100_000_000;
 
 /// Whether both sides put a checksum on every mapping.
@@ -97,17 +97,17 @@ fn with_checksums(config: &str, checksums: Checksums) -> String {
 }
 
 /// Captures of all legs, taken at the kernels' ends and judged when the transfers are over.
-struct Witness<'a> {
+pub struct Witness<'a> {
     captures: Vec<(Place<'a>, Capture)>,
 }
 
-/// A kernel's end of a leg: its namespace, its device, its address there.
-type Place<'a> = (&'a Namespace, &'a str, IpAddr);
+/// A kernel's end of a leg: its namespace, its device, its addresses there.
+pub type Place<'a> = (&'a Namespace, &'a str, Vec<IpAddr>);
 
 impl<'a> Witness<'a> {
-    fn start(places: [Place<'a>; 3], scratch: &Path) -> Witness<'a> {
+    pub fn start(places: [Place<'a>; 3], scratch: &Path) -> Witness<'a> {
         let captures = places.map(|place| {
-            let (namespace, device, _) = place;
+            let (namespace, device) = (place.0, place.1);
             let file = scratch.join(format!("{}-{device}.pcap", namespace.name()));
             let capture = Capture::start(namespace, device, &file).expect("starting tcpdump");
             (place, capture.expect("tcpdump is one of the packages the tests need"))
@@ -118,7 +118,7 @@ impl<'a> Witness<'a> {
     /// Nothing malformed; nothing sent twice, least of all by Plait. The kernel probes for a lost tail when nothing was
     /// heard for a few milliseconds (RFC 8985 7), which a process that waits for its turn on a busy machine exceeds:
     /// these probes, and only these, are forgiven.
-    fn judge(self) {
+    pub fn judge(self) {
         for ((namespace, device, kernel), capture) in self.captures {
             let name = format!("{}-{device}", namespace.name());
             let file = capture.finish().expect("a capture");
@@ -129,9 +129,11 @@ impl<'a> Witness<'a> {
             let malformed = lines("_ws.malformed");
             assert!(malformed.is_empty(), "{name}: malformed: {:#?}", &malformed[..1]);
             let again = "tcp.analysis.retransmission && tcp.flags.syn == 0";
-            let ours = lines(&format!("{again} && ip.src != {kernel}"));
+            let kernel: Vec<String> = kernel.iter().map(IpAddr::to_string).collect();
+            let kernel = format!("ip.src in {{{}}}", kernel.join(", "));
+            let ours = lines(&format!("{again} && !({kernel})"));
             assert!(ours.is_empty(), "{name}: {} sent again by Plait: {}", ours.len(), ours[0]);
-            let theirs = lines(&format!("{again} && ip.src == {kernel}"));
+            let theirs = lines(&format!("{again} && {kernel}"));
             let counters = peer::counters(namespace).expect("counters");
             let counted = |key: &str| counters.get(key).copied().unwrap_or(0);
             assert_eq!(counted("TcpExtTCPTimeouts"), 0, "{name}: the kernel's timer expired");
@@ -144,13 +146,13 @@ impl<'a> Witness<'a> {
     }
 }
 
-fn grown(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>, name: &str) -> u64 {
+pub fn grown(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>, name: &str) -> u64 {
     let key = format!("MPTcpExt{name}");
     after.get(&key).copied().unwrap_or(0) - before.get(&key).copied().unwrap_or(0)
 }
 
 /// The kernel found nothing wrong with what Plait sent.
-fn assert_kernel_content(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>) {
+pub fn assert_kernel_content(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>) {
     for bad in [
         "DataCsumErr",
         "DSSNotMatching",
@@ -186,9 +188,9 @@ fn linux_client(checksums: Checksums) {
     let mut plait = Appliance::start(&net.dmcp, "single", &config, &scratch);
     let witness = Witness::start(
         [
-            (host, "wan1", umcp_kernel(0)),
-            (host, "wan2", umcp_kernel(1)),
-            (&net.server, "eth0", SERVER),
+            (host, "wan1", vec![umcp_kernel(0)]),
+            (host, "wan2", vec![umcp_kernel(1)]),
+            (&net.server, "eth0", vec![SERVER]),
         ],
         scratch.path(),
     );
@@ -227,9 +229,9 @@ fn linux_server(checksums: Checksums) {
     let mut plait = Appliance::start(&net.umcp, "direct", &config, &scratch);
     let witness = Witness::start(
         [
-            (host, "wan1", dmcp_kernel(0)),
-            (host, "wan2", dmcp_kernel(1)),
-            (&net.client, "eth0", CLIENT),
+            (host, "wan1", vec![dmcp_kernel(0)]),
+            (host, "wan2", vec![dmcp_kernel(1)]),
+            (&net.client, "eth0", vec![CLIENT]),
         ],
         scratch.path(),
     );

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod conversion;
+mod crew;
 mod network;
 mod protocol;
 
@@ -25,7 +26,7 @@ pub(super) fn check(name: &str, text: &str, file: File) -> Result<Config, Config
     let mut check = Check { errors: Vec::new(), warnings: Vec::new() };
     let node = check.node(&file.node);
     let mut ports = check.ports(&file.ports);
-    let (frames, frame_size) = check.pool(&file.limits, &file.ports);
+    let pool = check.pool(&file.limits, &file.ports, &node.crew);
     let routes = check.routes(&file.routes, &ports);
     let mcp = check.mcp(&file, &mut ports, &routes);
     if !check.errors.is_empty() {
@@ -36,15 +37,16 @@ pub(super) fn check(name: &str, text: &str, file: File) -> Result<Config, Config
         routes,
         tun: node.tun,
         io_mode: node.io_mode,
-        core: node.core,
-        frames,
-        frame_size,
+        core: None,
+        frames: pool.frames(1),
+        frame_size: pool.frame_size,
     };
     let warnings = (!check.warnings.is_empty())
         .then(|| ConfigErrors::new(name, text, std::mem::take(&mut check.warnings)));
     let (name, control, log) = (node.name, node.control, node.log);
     let mss = MssRule::new(&file, &mcp, &worker.ports);
-    Ok(Config { name, control, log, worker, mcp, mss, warnings, file })
+    let crew = node.crew;
+    Ok(Config { name, control, log, crew, pool, worker, mcp, mss, warnings, file })
 }
 
 /// The mistakes found so far.

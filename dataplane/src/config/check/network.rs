@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::{Check, connected, owner};
+use crate::config::crew::CrewConfig;
 use crate::config::schema::{self, LogLevel, NodeIoMode, PortIo};
 use crate::config::value::{self, Fault};
 use crate::run::{Io, IoMode, PortConfig, StaticRoute};
@@ -24,7 +25,7 @@ pub(super) struct Node {
     pub name: String,
     pub control: PathBuf,
     pub log: LogLevel,
-    pub core: Option<usize>,
+    pub crew: CrewConfig,
     pub io_mode: IoMode,
     pub tun: Option<String>,
 }
@@ -53,12 +54,11 @@ impl Check {
             );
             self.error(span, "node.control", fault);
         }
-        let core = node.core.as_ref().map(|c| self.number("node.core", Some(c), 0..=1023, 0));
         Node {
             name: name.to_owned(),
             control,
             log: node.log.unwrap_or_default(),
-            core,
+            crew: self.crew(node),
             io_mode: self.io_mode(node),
             tun: self.tun(node.tun.as_ref()),
         }
@@ -293,31 +293,6 @@ impl Check {
             self.error(span, key, fault);
         }
     }
-
-    /// Frames in the pool and octets per frame.
-    pub(super) fn pool(
-        &mut self,
-        limits: &schema::Limits,
-        ports: &[Spanned<schema::Port>],
-    ) -> (u32, usize) {
-        let xdp = ports.iter().any(|p| p.get_ref().io == PortIo::AfXdp);
-        let key = "limits.frame-size";
-        let size = self.number(key, limits.frame_size.as_ref(), 2048..=32_768, DEFAULT_FRAME_SIZE);
-        if let Some(text) = &limits.frame_size
-            && xdp
-            && ![2048, 4096].contains(text.get_ref())
-        {
-            let fault = Fault::new(
-                format!("{} octets per frame with an AF_XDP port", text.get_ref()),
-                "2048 or 4096",
-                "write 4096, or drive every port by af-packet or auto",
-            );
-            self.error(text.span(), key, fault);
-        }
-        let range = 4 << 20..=64 << 30;
-        let pool = self.size("limits.pool", limits.pool.as_ref(), range, DEFAULT_POOL);
-        (u32::try_from(pool / size as u64).unwrap_or(u32::MAX), size)
-    }
 }
 
 fn link_local(addr: IpAddr) -> bool {
@@ -327,7 +302,3 @@ fn link_local(addr: IpAddr) -> bool {
 /// Long enough to stay awake within a burst, short enough not to matter on an idle machine.
 const DEFAULT_SPIN: Duration = Duration::from_micros(20);
 const DEFAULT_TUN: &str = "plait0";
-/// An Ethernet frame of 1,518 octets with room for headers in front; AF_XDP takes 2048 and 4096.
-const DEFAULT_FRAME_SIZE: usize = 2048;
-/// Octets.
-const DEFAULT_POOL: u64 = 64 << 20;

@@ -9,6 +9,7 @@ mod socket;
 use self::socket::{Anchor, Held, Queue, StepError};
 use super::af_packet::raw_socket;
 use super::ethernet::finished_header;
+use super::share::{Share, held};
 use super::{
     Attach, BURST, Capabilities, Device, Medium, Patience, Port, PortError, PortStats, Program,
     RxFrame, TxBody, TxFrame, XdpMode, XskMap,
@@ -20,6 +21,7 @@ use stack::wire::RxChecksum;
 use std::cell::{Cell, RefCell};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 
 /// Most frames that one packet spans.
 const MAX_PARTS: usize = 17;
@@ -59,10 +61,8 @@ impl Umem {
 /// A device driven by AF_XDP sockets, one per queue.
 #[derive(Debug)]
 pub struct AfXdpPort {
-    /// The program's link: gone first, so that frames pass to the kernel before the sockets close.
-    _link: OwnedFd,
-    mode: XdpMode,
-    _map: XskMap,
+    /// Gone first, so that frames pass to the kernel before the sockets close.
+    attached: Arc<Attached>,
     /// Makes the device receive neighbour solicitations.
     _multicast: OwnedFd,
     queues: Vec<Queue>,
@@ -75,6 +75,40 @@ pub struct AfXdpPort {
     stats: PortStats,
 }
 
+/// The program on a device, which gives frames to the sockets of all workers.
+#[derive(Debug)]
+pub(super) struct Attached {
+    /// The program's link.
+    _link: OwnedFd,
+    mode: XdpMode,
+    map: XskMap,
+}
+
+impl Attached {
+    /// Loads the program that takes what `steering` does and attaches it.
+    fn new(
+        device: &Device,
+        steering: &Steering,
+        queues: u32,
+        attach: Attach,
+    ) -> Result<Attached, PortError> {
+        let name = &device.name;
+        let failed = |(step, error)| PortError::System { device: name.clone(), step, error };
+        let map = XskMap::new(queues).map_err(|e| failed(("creating an XSKMAP", e)))?;
+        let flavour = Flavour::xdp(map.fd());
+        let insns = compile(steering, flavour)
+            .map_err(|error| PortError::TooLong { device: name.clone(), error })?;
+        let program = Program::load(flavour.kind, &insns)
+            .map_err(|error| PortError::Program { device: name.clone(), error })?;
+        let attached = program.attach_xdp(device.index, attach);
+        let (link, mode) = attached.map_err(|error| match error.raw_os_error() {
+            Some(libc::EOPNOTSUPP) => PortError::NoNativeXdp { device: name.clone(), error },
+            _ => failed(("attaching the XDP program", error)),
+        })?;
+        Ok(Attached { _link: link, mode, map })
+    }
+}
+
 enum Sent {
     InPlace,
     Copied,
@@ -83,7 +117,8 @@ enum Sent {
 }
 
 impl AfXdpPort {
-    /// Opens a device; frames that `steering` takes come here, the kernel gets all others. `queues` empty: all.
+    /// Opens a device; frames that `steering` takes come here, the kernel gets all others. `queues` empty: all. Of them
+    /// the worker of `share` has one in so many; `None` where that is none.
     ///
     /// # Errors
     /// If there is no such device, no CAP_BPF, CAP_NET_ADMIN or CAP_NET_RAW, another XDP program on it, a queue in use,
@@ -93,8 +128,8 @@ impl AfXdpPort {
         steering: &Steering,
         queues: &[u32],
         attach: Attach,
-        umem: &Rc<Umem>,
-    ) -> Result<AfXdpPort, PortError> {
+        (umem, share): (&Rc<Umem>, &Share),
+    ) -> Result<Option<AfXdpPort>, PortError> {
         let name = device.to_owned();
         let device = Device::query(device)
             .map_err(|error| PortError::Device { device: name.clone(), error })?;
@@ -103,34 +138,26 @@ impl AfXdpPort {
         let numbers: Vec<u32> =
             if queues.is_empty() { (0..device.queues).collect() } else { queues.to_vec() };
         let size = numbers.iter().max().map_or(1, |n| n + 1);
-        let map = XskMap::new(size).map_err(|e| failed(("creating an XSKMAP", e)))?;
-        let flavour = Flavour::xdp(map.fd());
-        let insns = compile(steering, flavour)
-            .map_err(|error| PortError::TooLong { device: name.clone(), error })?;
-        let program = Program::load(flavour.kind, &insns)
-            .map_err(|error| PortError::Program { device: name.clone(), error })?;
+        let numbers = share.of_queues(numbers);
+        if numbers.is_empty() {
+            return Ok(None);
+        }
         // Before the sockets: a device that refuses it is left as it was. What it takes passes until they are there.
-        let (link, mode) = program.attach_xdp(device.index, attach).map_err(|error| match error
-            .raw_os_error()
-        {
-            Some(libc::EOPNOTSUPP) => PortError::NoNativeXdp { device: name.clone(), error },
-            _ => failed(("attaching the XDP program", error)),
-        })?;
+        let attached = attached(&device, share, || Attached::new(&device, steering, size, attach))?;
         let mut queues = Vec::new();
         for number in numbers {
             let queue = Queue::open(umem, &device, number).map_err(failed)?;
-            map.insert(number, &queue.anchor.fd).map_err(|e| failed(("filling the XSKMAP", e)))?;
+            let inserted = attached.map.insert(number, &queue.anchor.fd);
+            inserted.map_err(|e| failed(("filling the XSKMAP", e)))?;
             queues.push(queue);
         }
         // Behind the driver come the kernel's own packets, merged by GRO: their checksum field holds the pseudo-header sum.
-        let after_kernel = device.is_virtual() || mode == XdpMode::Generic;
+        let after_kernel = device.is_virtual() || attached.mode == XdpMode::Generic;
         let checksum = if after_kernel { RxChecksum::MaybePartial } else { RxChecksum::Unknown };
         let multicast = raw_socket(&device).map_err(|e| failed(("listening to multicast", e)))?;
-        Ok(AfXdpPort {
+        Ok(Some(AfXdpPort {
             _multicast: multicast,
-            _link: link,
-            mode,
-            _map: map,
+            attached,
             fds: queues.iter().map(|q| q.anchor.fd.as_raw_fd()).collect(),
             partial: queues.iter().map(|_| Chain::new()).collect(),
             queues,
@@ -138,18 +165,33 @@ impl AfXdpPort {
             device,
             checksum,
             stats: PortStats::default(),
-        })
+        }))
     }
 
     /// Where its program runs.
     pub fn mode(&self) -> XdpMode {
-        self.mode
+        self.attached.mode
     }
 
     /// The queues it drives.
     pub fn queues(&self) -> impl Iterator<Item = u32> {
         self.queues.iter().map(|q| q.number)
     }
+}
+
+/// What another worker has attached to the device, or else what `attach` makes.
+fn attached(
+    device: &Device,
+    share: &Share,
+    attach: impl FnOnce() -> Result<Attached, PortError>,
+) -> Result<Arc<Attached>, PortError> {
+    let mut common = share.common();
+    if let Some(attached) = held(&common.xdp, device.index) {
+        return Ok(attached);
+    }
+    let fresh = Arc::new(attach()?);
+    common.xdp = Some((device.index, Arc::downgrade(&fresh)));
+    Ok(fresh)
 }
 
 impl Port for AfXdpPort {
@@ -209,7 +251,7 @@ impl Port for AfXdpPort {
             mtu: self.device.mtu,
             segmentation: false,
             checksum_offload: true, // finished here, from sums found on receipt
-            super_frames_in: self.mode == XdpMode::Generic || self.device.is_virtual(),
+            super_frames_in: self.mode() == XdpMode::Generic || self.device.is_virtual(),
             zero_copy: self.queues.first().is_some_and(|q| q.anchor.zero_copy.get()),
         }
     }
