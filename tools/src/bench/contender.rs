@@ -74,6 +74,16 @@ pub enum Offloads {
     Off,
 }
 
+/// What paces the sockets of HAProxy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HaproxyCongestion {
+    /// CUBIC for what it accepts; for what it connects, too, if a namespace may, else Reno.
+    Cubic,
+    /// Whatever this machine gives to programs that do not ask.
+    Machine,
+}
+
 /// A chain that is up. Gone, with its namespaces, when dropped.
 #[derive(Debug)]
 pub struct Chain {
@@ -97,6 +107,7 @@ impl Chain {
     pub fn start(
         contender: Contender,
         offloads: Offloads,
+        congestion: HaproxyCongestion,
         settings: Settings<'_>,
     ) -> io::Result<Chain> {
         let net = Reference::direct(LINKS)?;
@@ -106,14 +117,13 @@ impl Chain {
         // What a proxy has to move shall not go past it.
         net.set_forwarding(contender == Contender::None)?;
         let (server, lan) = (SocketAddr::new(SERVER, PORT), SocketAddr::new(UMCP_LAN, PORT));
+        let haproxies = |wan: Wan| -> io::Result<Proxies> {
+            haproxy::start(&net, wan, congestion, settings.directory).map(Proxies::Haproxy)
+        };
         let (target, proxies) = match contender {
             Contender::Plait => (server, Proxies::Plait(Box::new(Pair::start(&net, settings)?))),
-            Contender::HaproxyMptcp => {
-                (lan, Proxies::Haproxy(haproxy::start(&net, Wan::Mptcp, settings.directory)?))
-            }
-            Contender::HaproxyTcp => {
-                (lan, Proxies::Haproxy(haproxy::start(&net, Wan::Tcp, settings.directory)?))
-            }
+            Contender::HaproxyMptcp => (lan, haproxies(Wan::Mptcp)?),
+            Contender::HaproxyTcp => (lan, haproxies(Wan::Tcp)?),
             Contender::None => (server, Proxies::Kernel),
         };
         Ok(Chain { contender, proxies, net, target })

@@ -2,10 +2,10 @@
 //!
 //! HAProxy gets its listening socket from us (`bind fd@0`): so it is an MPTCP one where one is wanted, and what it accepts
 //! has the congestion control of our choice. It connects by sockets of its own making, which `mptcpize` turns to MPTCP, with
-//! the namespace's congestion control.
+//! the namespace's congestion control. With [`HaproxyCongestion::Machine`] nothing is chosen for either.
 #![forbid(unsafe_code)]
 
-use super::contender::{CONGESTION, PORT};
+use super::contender::{CONGESTION, HaproxyCongestion, PORT};
 use crate::child;
 use pcap_tests::netns::{Namespace, Process};
 use pcap_tests::peer::{EndpointRole, add_mptcp_endpoint, set_mptcp_limits, speaks_mptcp};
@@ -37,11 +37,17 @@ pub enum Wan {
 pub struct Haproxy {
     process: Process,
     log: PathBuf,
+    accepts_with: String,
     connects_with: String,
 }
 
 /// Starts both: the client's first, then the server's.
-pub fn start(net: &Reference, wan: Wan, directory: &Path) -> io::Result<[Haproxy; 2]> {
+pub fn start(
+    net: &Reference,
+    wan: Wan,
+    congestion: HaproxyCongestion,
+    directory: &Path,
+) -> io::Result<[Haproxy; 2]> {
     let transport = match wan {
         Wan::Tcp => Transport::Tcp,
         Wan::Mptcp => Transport::Mptcp,
@@ -55,12 +61,14 @@ pub fn start(net: &Reference, wan: Wan, directory: &Path) -> io::Result<[Haproxy
         accepts: transport,
         to: SocketAddr::new(SERVER, PORT),
         connects: Transport::Tcp,
+        congestion,
     };
     let near = Relay {
         at: SocketAddr::new(UMCP_LAN, PORT),
         accepts: Transport::Tcp,
         to: middle,
         connects: transport,
+        congestion,
     };
     let far = far.start(&net.dmcp, directory)?;
     Ok([near.start(&net.umcp, directory)?, far])
@@ -86,6 +94,7 @@ struct Relay {
     accepts: Transport,
     to: SocketAddr,
     connects: Transport,
+    congestion: HaproxyCongestion,
 }
 
 impl Relay {
@@ -95,8 +104,13 @@ impl Relay {
         let (path, log) = (file("cfg"), file("log"));
         fs::write(&path, self.config())?;
         let output = File::create(&log)?;
-        let connects_with = pin_default_congestion(namespace)?;
-        let listener = namespace.run(|| listen(self.at, self.accepts, Some(CONGESTION)))?;
+        let chosen = (self.congestion == HaproxyCongestion::Cubic).then_some(CONGESTION);
+        if chosen.is_some() {
+            pin_default_congestion(namespace)?;
+        }
+        let connects_with = namespace.sysctl(DEFAULT_CONGESTION)?;
+        let listener = namespace.run(|| listen(self.at, self.accepts, chosen))?;
+        let accepts_with = chosen.map_or(connects_with.clone(), str::to_owned);
         let mut command: Command = match self.connects {
             Transport::Tcp => child::command("haproxy")?,
             Transport::Mptcp => {
@@ -108,7 +122,7 @@ impl Relay {
         command.args(["-db", "-f"]).arg(&path);
         command.stdin(Stdio::from(OwnedFd::from(listener)));
         command.stdout(output.try_clone()?).stderr(output);
-        Ok(Haproxy { process: namespace.spawn(command)?, log, connects_with })
+        Ok(Haproxy { process: namespace.spawn(command)?, log, accepts_with, connects_with })
     }
 
     fn config(&self) -> String {
@@ -129,8 +143,10 @@ impl Haproxy {
 
     /// What it is and which congestion control its sockets use.
     pub fn describe(&self) -> String {
-        let connecting = &self.connects_with;
-        format!("one thread each; accepting sockets {CONGESTION}, connecting ones {connecting}")
+        let Haproxy { accepts_with, connects_with, .. } = self;
+        format!(
+            "one thread each; accepting sockets {accepts_with}, connecting ones {connects_with}"
+        )
     }
 
     /// The end of its log.
@@ -141,12 +157,13 @@ impl Haproxy {
     }
 }
 
-/// The congestion control of the sockets that HAProxy makes: a namespace may take only what the machine allows everybody;
-/// anything is better than one that paces.
-fn pin_default_congestion(namespace: &Namespace) -> io::Result<String> {
-    const KEY: &str = "net.ipv4.tcp_congestion_control";
-    if namespace.set_sysctl(KEY, CONGESTION).is_err() {
-        namespace.set_sysctl(KEY, "reno")?;
+/// The congestion control of sockets whose program does not ask for one.
+const DEFAULT_CONGESTION: &str = "net.ipv4.tcp_congestion_control";
+
+/// A namespace may take only what the machine allows everybody; anything is better than one that paces.
+fn pin_default_congestion(namespace: &Namespace) -> io::Result<()> {
+    if namespace.set_sysctl(DEFAULT_CONGESTION, CONGESTION).is_err() {
+        namespace.set_sysctl(DEFAULT_CONGESTION, "reno")?;
     }
-    namespace.sysctl(KEY)
+    Ok(())
 }

@@ -1,7 +1,7 @@
 //! Contenders in turn, several rounds, and what came of them.
 #![forbid(unsafe_code)]
 
-use super::contender::{Chain, Contender, LINKS, Offloads, is_installed};
+use super::contender::{Chain, Contender, HaproxyCongestion, LINKS, Offloads, is_installed};
 use super::machine::processors;
 use super::plot::{self, Content, Panel};
 use crate::appliance::Settings;
@@ -52,6 +52,9 @@ pub struct RoundsArgs {
     /// Whether devices move 64 KB super-segments (off needs ethtool).
     #[arg(long, value_enum, default_value = "on")]
     offloads: Offloads,
+    /// Congestion control of HAProxy's sockets; client and server have CUBIC either way.
+    #[arg(long, value_enum, default_value = "cubic")]
+    haproxy_congestion: HaproxyCongestion,
     /// Write everything measured to this file, too.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -193,7 +196,8 @@ pub fn run<R: Serialize>(
                 continue;
             }
             let name = entry.contender.name();
-            let started = Chain::start(entry.contender, args.offloads, settings);
+            let started =
+                Chain::start(entry.contender, args.offloads, args.haproxy_congestion, settings);
             let result = started.and_then(|mut chain| {
                 entry.about = chain.describe();
                 let result = measure(&chain).map_err(|error| chain.explain(&error));
