@@ -47,10 +47,11 @@ impl Device {
     /// What a driver without offloads does with a packet before it leaves.
     pub(super) fn finish(self, packet: TxPacket, out: &mut Vec<TxPacket>) {
         match self {
-            Device::Plain => out.extend(segment_packet(packet).map(|mut segment| {
-                segment.finish_checksum();
-                segment
-            })),
+            Device::Plain => {
+                let begun = out.len();
+                out.extend(segment_packet(packet));
+                out.iter_mut().skip(begun).for_each(TxPacket::finish_checksum);
+            }
             Device::Offloads => out.push(packet),
         }
     }
