@@ -153,6 +153,15 @@ fn the_kernel_gives_af_packet_sockets_what_homes_says() {
             let mut ports: Vec<Box<dyn Port>> =
                 shares.iter().map(|share| Box::new(open(share)) as Box<dyn Port>).collect();
             assert_dealt_out(&net, &mut ports, homes);
+            // The kernel takes the sockets out of their group, and puts them in again.
+            netlink::set_up("v0", false).unwrap();
+            netlink::set_up("v0", true).unwrap();
+            let give_up = std::time::Instant::now() + Duration::from_secs(5);
+            while !netlink::is_operational("v0").unwrap() {
+                assert!(std::time::Instant::now() < give_up);
+                std::thread::yield_now();
+            }
+            assert_dealt_out(&net, &mut ports, homes);
         });
     }
 }

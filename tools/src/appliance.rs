@@ -159,7 +159,8 @@ impl Appliance {
 fn node(name: &str, settings: Settings<'_>) -> String {
     let control = settings.directory.join(format!("{name}.sock"));
     let spin = settings.spin.map_or(String::new(), |spin| format!("spin = \"{spin}\"\n"));
-    format!("[node]\nname = \"{name}\"\ncontrol = \"{}\"\n{spin}", control.display())
+    // One each: what is measured must not depend on how many cores the machine has.
+    format!("[node]\nname = \"{name}\"\ncontrol = \"{}\"\nworkers = 1\n{spin}", control.display())
 }
 
 fn port(config: &mut String, name: &str, device: &str, io: &str, address: Option<String>) {

@@ -1,8 +1,8 @@
 //! AF_PACKET sockets of several workers on one device: the kernel gives each the flows whose home it is.
 //!
 //! The sockets form a PACKET_FANOUT group whose classic BPF program computes what `Homes::home` does, and says 0 for
-//! whatever is no whole TCP packet. It counts members in the order in which they joined, which a link that goes down and
-//! up may change: then packets arrive at another worker, which sends them home.
+//! whatever is no whole TCP packet. It counts members in the order in which they joined. Workers that open a device again
+//! may do so in another order: then packets arrive at another worker, which sends them home.
 #![forbid(unsafe_code)]
 
 use super::share::Share;

@@ -66,6 +66,9 @@ impl Crew {
 
     /// Wakes those who sleep and have something new.
     fn knock(&mut self) {
+        if self.touched == 0 {
+            return;
+        }
         for (to, mailbox) in self.mailboxes.iter().enumerate() {
             if self.touched >> to & 1 == 1 {
                 mailbox.knock();

@@ -203,10 +203,11 @@ fn a_thousand_short_http_requests_all_succeed() {
     pair.settle(1000);
 }
 
-#[test]
-fn iperf3_runs_both_ways_with_several_streams() {
+/// With `node` in the `[node]` tables.
+fn iperf3_runs_both_ways(node: &str) {
     let _turn = turn();
-    let pair = Pair::start("iperf3");
+    let [umcp, dmcp] = ["umcp", "dmcp"].map(|name| format!("{node}\n{}", example(name)));
+    let pair = Pair::start_with("iperf3", &umcp, &dmcp);
     for extra in [&["-P", "4"][..], &["-P", "4", "-R"]] {
         // One server a run: a client is done before its server is, which answers "busy" for that moment.
         let mut command = Command::new("iperf3");
@@ -225,6 +226,16 @@ fn iperf3_runs_both_ways_with_several_streams() {
         assert!(status.success(), "{extra:?}: {status}");
     }
     pair.settle(10);
+}
+
+#[test]
+fn iperf3_runs_both_ways_with_several_streams() {
+    iperf3_runs_both_ways("");
+}
+
+#[test]
+fn iperf3_runs_both_ways_with_several_streams_and_workers() {
+    iperf3_runs_both_ways("workers = 2");
 }
 
 #[test]
@@ -309,11 +320,13 @@ fn a_link_cut_and_restored_costs_no_octet_and_is_used_again() {
 }
 
 /// The second link's device is removed under both appliances, and made again with other link-layer addresses.
-fn a_connection_outlives_a_device(io: &str) {
+fn a_connection_outlives_a_device(io: &str, workers: u32) {
     let _turn = turn();
     let net = Reference::direct(2).expect("namespaces (these tests need root)");
-    let [umcp, dmcp] = ["umcp", "dmcp"]
-        .map(|name| example(name).replace("io = \"af-packet\"", &format!("io = \"{io}\"")));
+    let [umcp, dmcp] = ["umcp", "dmcp"].map(|name| {
+        let config = example(name).replace("io = \"af-packet\"", &format!("io = \"{io}\""));
+        format!("workers = {workers}\n{config}")
+    });
     let pair = Pair::start_in(net, "device", &umcp, &dmcp);
     let amount = Amount::For(Duration::from_secs(6));
     let transfer = Transfer::tcp(SocketAddr::new(SERVER, 8001), Direction::Up, amount);
@@ -336,10 +349,20 @@ fn a_connection_outlives_a_device(io: &str) {
 
 #[test]
 fn a_connection_outlives_a_device_of_af_packet() {
-    a_connection_outlives_a_device("af-packet");
+    a_connection_outlives_a_device("af-packet", 1);
 }
 
 #[test]
 fn a_connection_outlives_a_device_of_af_xdp() {
-    a_connection_outlives_a_device("af-xdp");
+    a_connection_outlives_a_device("af-xdp", 1);
+}
+
+#[test]
+fn a_connection_outlives_a_device_of_several_workers_with_af_packet() {
+    a_connection_outlives_a_device("af-packet", 3);
+}
+
+#[test]
+fn a_connection_outlives_a_device_of_several_workers_with_af_xdp() {
+    a_connection_outlives_a_device("af-xdp", 3);
 }
