@@ -181,7 +181,7 @@ fn table(report: &Report<Transfer>) -> String {
     let baseline = report.baseline().and_then(rate);
     let _ = writeln!(
         out,
-        "\n{:14} {:>22} {:>8} {:>22} {:>15} {:>7} {:>8} {:>7} {:>8}",
+        "\n{:16} {:>22} {:>8} {:>22} {:>15} {:>7} {:>8} {:>7} {:>8}",
         "",
         "Gbit/s",
         "of none",
@@ -209,7 +209,7 @@ fn table(report: &Report<Transfer>) -> String {
             .collect();
         let _ = writeln!(
             out,
-            "{:14} {:>22} {of_none:>8} {:>22} {proxies:>15} {:>7.3} {:>8.3} {:>5.0} % {:>8}",
+            "{:16} {:>22} {of_none:>8} {:>22} {proxies:>15} {:>7.3} {:>8.3} {:>5.0} % {:>8}",
             entry.contender.name(),
             rate.show(2),
             spread(|t| t.chain_cpu_s_per_gb).show(3),

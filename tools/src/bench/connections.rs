@@ -306,7 +306,7 @@ fn table(report: &Report<Churn>) -> String {
     let baseline = report.baseline().and_then(rate);
     let _ = writeln!(
         out,
-        "\n{:14} {:>25} {:>8} {:>11} {:>11} {:>8} {:>8} {:>12} {:>12} {:>7}",
+        "\n{:16} {:>25} {:>8} {:>11} {:>11} {:>8} {:>8} {:>12} {:>12} {:>7}",
         "",
         "connections/s",
         "of none",
@@ -327,7 +327,7 @@ fn table(report: &Report<Churn>) -> String {
         let failed: u64 = entry.rounds.iter().map(|c| c.failed).sum();
         let _ = writeln!(
             out,
-            "{:14} {:>25} {of_none:>8} {:>11.0} {:>11.0} {:>8.2} {:>8.2} {:>12.3} {:>12.3} {failed:>7}",
+            "{:16} {:>25} {of_none:>8} {:>11.0} {:>11.0} {:>8.2} {:>8.2} {:>12.3} {:>12.3} {failed:>7}",
             entry.contender.name(),
             rate.show(0),
             median(|c| c.first_tenth_per_s),

@@ -29,6 +29,8 @@ pub enum Contender {
     Plait,
     /// HAProxy at both ends: the kernel's MPTCP over both links.
     HaproxyMptcp,
+    /// The same, and sockets of MPTCP towards client and server too, as `mptcpize run haproxy` alone makes them.
+    HaproxyMptcpize,
     /// HAProxy at both ends: the kernel's TCP over one link, moved by splice(2).
     HaproxyTcp,
     /// No proxy: the kernels forward over one link.
@@ -41,6 +43,7 @@ impl Contender {
         match self {
             Contender::Plait => "plait",
             Contender::HaproxyMptcp => "haproxy-mptcp",
+            Contender::HaproxyMptcpize => "haproxy-mptcpize",
             Contender::HaproxyTcp => "haproxy-tcp",
             Contender::None => "none",
         }
@@ -51,7 +54,7 @@ impl Contender {
         let needs: &[&str] = match self {
             Contender::Plait | Contender::None => &[],
             Contender::HaproxyTcp => &["haproxy"],
-            Contender::HaproxyMptcp => &["haproxy", "mptcpize"],
+            Contender::HaproxyMptcp | Contender::HaproxyMptcpize => &["haproxy", "mptcpize"],
         };
         let missing = needs.iter().find(|program| !is_installed(program))?;
         Some(format!("there is no {missing} here (Debian package: {missing})"))
@@ -123,6 +126,7 @@ impl Chain {
         let (target, proxies) = match contender {
             Contender::Plait => (server, Proxies::Plait(Box::new(Pair::start(&net, settings)?))),
             Contender::HaproxyMptcp => (lan, haproxies(Wan::Mptcp)?),
+            Contender::HaproxyMptcpize => (lan, haproxies(Wan::MptcpOnAllSockets)?),
             Contender::HaproxyTcp => (lan, haproxies(Wan::Tcp)?),
             Contender::None => (server, Proxies::Kernel),
         };
@@ -149,7 +153,7 @@ impl Chain {
     /// Fails where MPTCP was to be measured and none was spoken.
     pub fn check_mptcp(&self) -> io::Result<()> {
         const JOINED: &str = "MPTcpExtMPJoinSynAckRx";
-        if self.contender == Contender::HaproxyMptcp
+        if matches!(self.contender, Contender::HaproxyMptcp | Contender::HaproxyMptcpize)
             && counters(&self.net.umcp)?.get(JOINED).is_none_or(|joined| *joined == 0)
         {
             return Err(io::Error::other("the kernel joined no further subflow"));

@@ -30,6 +30,8 @@ pub enum Wan {
     Tcp,
     /// The kernel's MPTCP over all links.
     Mptcp,
+    /// The same; towards client and server sockets of MPTCP too, which fall back to TCP.
+    MptcpOnAllSockets,
 }
 
 /// One HAProxy; killed when dropped.
@@ -48,11 +50,12 @@ pub fn start(
     congestion: HaproxyCongestion,
     directory: &Path,
 ) -> io::Result<[Haproxy; 2]> {
-    let transport = match wan {
-        Wan::Tcp => Transport::Tcp,
-        Wan::Mptcp => Transport::Mptcp,
+    let (transport, outside) = match wan {
+        Wan::Tcp => (Transport::Tcp, Transport::Tcp),
+        Wan::Mptcp => (Transport::Mptcp, Transport::Tcp),
+        Wan::MptcpOnAllSockets => (Transport::Mptcp, Transport::Mptcp),
     };
-    if wan == Wan::Mptcp {
+    if transport == Transport::Mptcp {
         set_up_path_manager(net)?;
     }
     let middle = SocketAddr::new(dmcp_kernel(0), WAN_PORT);
@@ -60,12 +63,12 @@ pub fn start(
         at: middle,
         accepts: transport,
         to: SocketAddr::new(SERVER, PORT),
-        connects: Transport::Tcp,
+        connects: outside,
         congestion,
     };
     let near = Relay {
         at: SocketAddr::new(UMCP_LAN, PORT),
-        accepts: Transport::Tcp,
+        accepts: outside,
         to: middle,
         connects: transport,
         congestion,

@@ -147,7 +147,7 @@ fn table(report: &Report<Latency>) -> String {
     let baseline = report.baseline().and_then(|none| none.spread(p50));
     let _ = writeln!(
         out,
-        "\n{:14} {:>22} {:>24} {:>27} {:>9} {:>17} {:>6}",
+        "\n{:16} {:>22} {:>24} {:>27} {:>9} {:>17} {:>6}",
         "", "p50 us", "p99 us", "p99.9 us", "max us", "p50 per proxy us", "load"
     );
     for entry in &report.contenders {
@@ -157,7 +157,7 @@ fn table(report: &Report<Latency>) -> String {
             .map_or("-".into(), |none| format!("+{:.1}", (middle.median - none.median) / PROXIES));
         let _ = writeln!(
             out,
-            "{:14} {:>22} {:>24} {:>27} {:>9.0} {added:>17} {:>4.0} %",
+            "{:16} {:>22} {:>24} {:>27} {:>9.0} {added:>17} {:>4.0} %",
             entry.contender.name(),
             middle.show(1),
             spread(|l| l.p99_us).show(1),
