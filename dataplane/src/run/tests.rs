@@ -367,12 +367,10 @@ fn others_are_told_before_anything_leaves() {
     let witness =
         Witness { mailboxes: a.crew.mailboxes.clone(), noted: std::rc::Rc::clone(&noted) };
     a.ports[0].port = Box::new(witness);
-    // So many that the port is given some while the rest is still being routed.
-    for _ in 0..MAX_PENDING + 1 {
+    // So many that the port is given them before all are routed.
+    for _ in 0..MAX_PENDING {
         a.engine.send.push_back(segment(0, 0, "172.16.0.9", &a.pool));
     }
-    a.turn(Instant::ZERO); // leaves one for the next turn
-    noted.set(None);
     a.engine.away.push((1, Away::Adopted(flow(7))));
     a.turn(Instant::ZERO);
     assert_eq!(noted.get(), Some(true));
