@@ -20,7 +20,7 @@ use std::time::Instant;
 /// timers, checksums, segmentation; not what the device and the hosts do.
 ///
 /// Of many connections, 100 write at a time, 64 KiB each; then it is the turn of the next. Each has its turn, however few
-/// segments are asked for: 100,000 connections take 4,600,000 segments. All defaults together take half an hour.
+/// segments are asked for: 100,000 connections take 4,600,000 segments. All defaults together take some ten minutes.
 ///
 /// With more than one worker, as many chains run on pinned threads of their own and share nothing: this is how throughput
 /// grows with the cores.
