@@ -1,7 +1,7 @@
 //! Chains on pinned threads that share nothing.
 #![forbid(unsafe_code)]
 
-use super::Progress;
+use super::{Progress, round};
 use benches::chain::{Net, SEGMENT, Setting, Work};
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -72,7 +72,8 @@ fn prepare(setting: Setting, segments: u64, progress: Option<Progress>) -> io::R
     say("bulk");
     opened.map_err(io::Error::other)?;
     net.write();
-    net.carry(segments / 4).map_err(io::Error::other)?;
+    // What a connection needs while it writes is there from its first turn on.
+    net.carry((segments / 4).max(round(setting.connections))).map_err(io::Error::other)?;
     Ok(net)
 }
 
