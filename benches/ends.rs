@@ -41,9 +41,10 @@ pub struct Setting {
 }
 
 impl Setting {
-    /// Octets of each of a connection's buffers: 64 MiB for all together, within limits.
+    /// Octets of each of a connection's buffers: 64 MiB for all together, within limits. What one has under way stays in
+    /// a core's cache: this measures stacks, not memory.
     pub fn buffer(&self) -> u32 {
-        ((64 << 20) / u32::from(self.connections)).clamp(64 << 10, 1 << 20)
+        ((64 << 20) / u32::from(self.connections)).clamp(64 << 10, 256 << 10)
     }
 }
 
