@@ -300,5 +300,5 @@ fn link_local(addr: IpAddr) -> bool {
 }
 
 /// Long enough to stay awake within a burst, short enough not to matter on an idle machine.
-const DEFAULT_SPIN: Duration = Duration::from_micros(20);
+const DEFAULT_SPIN: Duration = Duration::from_micros(50);
 const DEFAULT_TUN: &str = "plait0";
