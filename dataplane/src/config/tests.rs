@@ -223,7 +223,7 @@ fn a_worker_sleeps_as_its_mode_says() {
         parse(&UMCP.replace("[node]\n", &format!("[node]\n{lines}\n"))).worker.io_mode
     };
     let spin = |micros| IoMode::Adaptive { spin: std::time::Duration::from_micros(micros) };
-    assert_eq!([mode(""), mode("io-mode = \"adaptive\"")], [spin(20); 2]);
+    assert_eq!([mode(""), mode("io-mode = \"adaptive\"")], [spin(50); 2]);
     assert_eq!(mode("spin = \"7us\""), spin(7));
     assert_eq!(mode("io-mode = \"interrupt\""), IoMode::Interrupt);
     assert_eq!(mode("io-mode = \"busy-poll\""), IoMode::BusyPoll);
