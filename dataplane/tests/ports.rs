@@ -1,6 +1,8 @@
 //! Every kind of port against a kernel, over a veth pair between two namespaces made here: `peer` is the kernel's,
 //! `ours` has Plait's end.
 
+mod veth;
+
 use pcap_tests::netlink;
 use pcap_tests::netns::Namespace;
 use plait_dataplane::port::raw_socket::RawSocket;
@@ -15,47 +17,23 @@ use stack::wire::{
     SynOptions, UnscaledWindow, emit, parse, segment_packet,
 };
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
+use veth::{Net, ip};
 
 const PEER: &str = "10.7.0.2";
 const KERNEL: &str = "10.7.0.9";
 const OWNED: &str = "10.7.0.1";
 
-fn ip(s: &str) -> IpAddr {
-    s.parse().unwrap()
-}
-
-struct Net {
-    ours: Namespace,
-    peer: Namespace,
-}
-
-/// `None`, with the reason printed, only where the absence of root was declared.
 fn net() -> Option<Net> {
-    let made = Namespace::new("ours").and_then(|ours| {
-        let peer = Namespace::new("peer")?;
-        ours.join("v0", &peer, "v1")?;
-        ours.run(|| netlink::add_address("v0", ip(KERNEL), 24))?;
-        peer.run(|| netlink::add_address("v1", ip(PEER), 24))?;
-        Ok(Net { ours, peer })
-    });
-    match made {
-        Ok(_) if without_bpf() => {
-            println!("not run: a user namespace's root may not load programs");
-            None
-        }
-        Ok(net) => Some(net),
-        Err(error) if std::env::var_os("PLAIT_TESTS_WITHOUT_ROOT").is_some() => {
-            println!("not run: no namespaces without root ({error})");
-            None
-        }
-        Err(error) => panic!(
-            "needs root to make namespaces ({error}); set PLAIT_TESTS_WITHOUT_ROOT to do without"
-        ),
+    let net = veth::pair(&[KERNEL], &[PEER])?;
+    if without_bpf() {
+        println!("not run: a user namespace's root may not load programs");
+        return None;
     }
+    Some(net)
 }
 
 /// Whether we are root of a user namespace only, and that was declared.

@@ -1,6 +1,8 @@
 //! A worker on its own thread over real devices: neighbours, echo, commands, sleeping, the way back to the kernel.
 #![forbid(unsafe_code)]
 
+mod veth;
+
 use pcap_tests::netlink;
 use pcap_tests::netns::Namespace;
 use plait_dataplane::appliance::Appliance;
@@ -18,10 +20,7 @@ use stack::wire::{
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command as Program;
-
-fn ip(s: &str) -> IpAddr {
-    s.parse().unwrap()
-}
+use veth::{Net, ip};
 
 /// Claims nothing, sends what it is told to.
 #[derive(Default)]
@@ -65,35 +64,9 @@ impl Engine for Nobody {
     }
 }
 
-struct Net {
-    ours: Namespace,
-    peer: Namespace,
-}
-
-/// Kernel addresses .9 and .2 on a veth pair. `None`, with the reason printed, only where that was declared.
+/// Kernel addresses .9 and .2 on a veth pair.
 fn net() -> Option<Net> {
-    let made = Namespace::new("ours").and_then(|ours| {
-        let peer = Namespace::new("peer")?;
-        ours.join("v0", &peer, "v1")?;
-        ours.run(|| netlink::add_address("v0", ip("10.7.0.9"), 24))?;
-        for addr in ["10.7.0.2", "fd00::2"] {
-            // Without duplicate address detection an address could be used at once; it cannot, so we wait below.
-            peer.run(|| {
-                netlink::add_address("v1", ip(addr), if addr.contains(':') { 64 } else { 24 })
-            })?;
-        }
-        Ok(Net { ours, peer })
-    });
-    match made {
-        Ok(net) => Some(net),
-        Err(error) if std::env::var_os("PLAIT_TESTS_WITHOUT_ROOT").is_some() => {
-            println!("not run: no namespaces without root ({error})");
-            None
-        }
-        Err(error) => panic!(
-            "needs root to make namespaces ({error}); set PLAIT_TESTS_WITHOUT_ROOT to do without"
-        ),
-    }
+    veth::pair(&["10.7.0.9"], &["10.7.0.2", "fd00::2"])
 }
 
 fn config(io: Io, rules: Vec<SteerRule>) -> WorkerConfig {

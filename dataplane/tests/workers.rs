@@ -1,8 +1,9 @@
 //! Several workers on one device: whose a packet is, who gets it, and how it crosses to whom it is for.
 #![forbid(unsafe_code)]
 
+mod veth;
+
 use pcap_tests::netlink;
-use pcap_tests::netns::Namespace;
 use plait_dataplane::port::raw_socket::{RawSocket, VNET_HEADER};
 use plait_dataplane::port::{
     AfPacketPort, AfXdpPort, Attach, Medium, Patience, PnetPort, Port, Share, TapPort, Umem,
@@ -19,37 +20,13 @@ use stack::wire::{
 };
 use std::net::IpAddr;
 use std::process::Command;
+use veth::{Net, ip};
 
 const OWNED: [&str; 2] = ["10.7.0.1", "fd00::1"];
 const PEER: &str = "10.7.0.2";
 
-fn ip(s: &str) -> IpAddr {
-    s.parse().unwrap()
-}
-
-struct Net {
-    ours: Namespace,
-    peer: Namespace,
-}
-
-/// `None`, with the reason printed, only where the absence of root was declared.
 fn net() -> Option<Net> {
-    let made = Namespace::new("ours").and_then(|ours| {
-        let peer = Namespace::new("peer")?;
-        ours.join("v0", &peer, "v1")?;
-        peer.run(|| netlink::add_address("v1", ip(PEER), 24))?;
-        Ok(Net { ours, peer })
-    });
-    match made {
-        Ok(net) => Some(net),
-        Err(error) if std::env::var_os("PLAIT_TESTS_WITHOUT_ROOT").is_some() => {
-            println!("not run: no namespaces without root ({error})");
-            None
-        }
-        Err(error) => panic!(
-            "needs root to make namespaces ({error}); set PLAIT_TESTS_WITHOUT_ROOT to do without"
-        ),
-    }
+    veth::pair(&[], &[PEER])
 }
 
 fn steering() -> Steering {
