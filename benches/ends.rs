@@ -285,6 +285,7 @@ impl End {
             window: UnscaledWindow(1000),
             options: Options::Syn(SynOptions::default()),
             text: Chain::new(),
+            ..Default::default()
         };
         let mut packet = emit(flow, &syn, 0);
         packet.finish_checksum();

@@ -39,6 +39,7 @@ pub fn data_segment(pool: &Pool, text: usize) -> Segment {
         window: UnscaledWindow(60_000),
         options: Options::Segment(SegmentOptions { timestamps, ..Default::default() }),
         text: Chain::copy_from(pool, 128, &octets).expect("a frame"),
+        ..Default::default()
     }
 }
 

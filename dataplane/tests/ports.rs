@@ -154,6 +154,7 @@ impl Host<'_> {
             window: UnscaledWindow(u16::MAX),
             options: Options::Segment(SegmentOptions::default()),
             text: Chain::new(),
+            ..Default::default()
         };
         if segment.control == Control::Syn {
             reply.control = Control::Syn;

@@ -498,6 +498,7 @@ fn syn(flow: FlowTuple) -> TxPacket {
         window: UnscaledWindow(1000),
         options: Options::Syn(SynOptions::default()),
         text: Default::default(),
+        ..Default::default()
     };
     emit(flow, &segment, 0)
 }

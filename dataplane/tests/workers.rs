@@ -293,6 +293,7 @@ fn syn(flow: FlowTuple) -> TxPacket {
         window: UnscaledWindow(1000),
         options: Options::Syn(SynOptions::default()),
         text: stack::buf::Chain::new(),
+        ..Default::default()
     };
     emit(flow, &segment, 0)
 }

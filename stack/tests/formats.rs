@@ -173,6 +173,7 @@ fn written(flow: FlowTuple, option: MptcpOption) -> Vec<u8> {
             ..SegmentOptions::default()
         }),
         text: Chain::new(),
+        ..Default::default()
     };
     let packet = emit(flow, &segment, 0);
     let start = usize::from(packet.ip_len) + 20;

@@ -322,6 +322,7 @@ impl Attack {
             window: UnscaledWindow(self.pick(&[0, 1, 100, u16::MAX])),
             options: Options::Syn(options),
             text: self.chain(&text),
+            ..Default::default()
         };
         (FlowTuple { local: end(to), remote: from }, segment)
     }
@@ -384,7 +385,16 @@ impl Attack {
         }
         let text = self.chain(&text);
         let ack = (!self.chance(30)).then_some(SeqNum(ack));
-        Segment { seq: SeqNum(seq), ack, control, push: false, window, options, text }
+        Segment {
+            seq: SeqNum(seq),
+            ack,
+            control,
+            push: false,
+            window,
+            options,
+            text,
+            ..Default::default()
+        }
     }
 
     /// A converter echoes: often enough that explicit connections come up.

@@ -172,6 +172,7 @@ fn segment(text: usize, gso_size: u16, to: &str, pool: &Pool) -> TxPacket {
         window: UnscaledWindow(1000),
         options: Options::Segment(SegmentOptions::default()),
         text: Chain::copy_from(pool, 128, &vec![7; text]).unwrap(),
+        ..Default::default()
     };
     stack::wire::emit(flow, &segment, gso_size)
 }

@@ -909,6 +909,7 @@ fn counters_are_current_while_a_connection_lives() {
         window: Default::default(),
         options: crate::wire::Options::Segment(Default::default()),
         text: Chain::copy_from(&net.client.pool, 128, b"old").unwrap(),
+        ..Default::default()
     };
     net.send(Node::Client, emit(flow, &again, 0).to_vec());
     net.run(1);
@@ -947,6 +948,7 @@ fn a_client_that_gives_up_early_leaves_nothing_behind() {
         window: Default::default(),
         options: crate::wire::Options::Segment(Default::default()),
         text: Chain::new(),
+        ..Default::default()
     };
     net.client.talks.clear();
     net.send(Node::Client, emit(flow, &rst, 0).to_vec());

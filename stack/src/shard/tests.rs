@@ -98,6 +98,7 @@ fn segment(control: Control, seq: u32, window: u16) -> Segment {
             _ => Options::Segment(SegmentOptions::default()),
         },
         text: Chain::new(),
+        ..Default::default()
     }
 }
 

@@ -160,6 +160,7 @@ mod tests {
             window: UnscaledWindow(0),
             options: Options::Segment(SegmentOptions::default()),
             text: Chain::new(),
+            ..Default::default()
         }
     }
 

@@ -120,6 +120,7 @@ fn syn_segment(
         window: syn_window(cfg),
         options: Options::Syn(options),
         text,
+        ..Default::default()
     };
     TxSegment { retransmission: again, ..plain(segment, option_room) }
 }
@@ -490,6 +491,7 @@ fn reset(seq: SeqNum, ack: Option<SeqNum>) -> Segment {
         window: UnscaledWindow(0),
         options: Options::Segment(Default::default()),
         text: Chain::new(),
+        ..Default::default()
     }
 }
 

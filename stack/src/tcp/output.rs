@@ -281,6 +281,7 @@ impl Tcb {
             window: self.offer_window(),
             options: Options::Segment(SegmentOptions { timestamps, ..Default::default() }),
             text: Chain::new(),
+            ..Default::default()
         }
     }
 
@@ -309,6 +310,7 @@ impl Tcb {
             window: UnscaledWindow(0),
             options: Options::Segment(SegmentOptions::default()),
             text: Chain::new(),
+            ..Default::default()
         };
         plain(segment, OPTION_SPACE as u8)
     }

@@ -63,6 +63,7 @@ impl TimeWait {
             window: self.window,
             options: Options::Segment(options),
             text: Default::default(),
+            ..Default::default()
         })
     }
 
@@ -104,5 +105,6 @@ pub fn reset_reply(seg: &Segment) -> Option<Segment> {
         window: UnscaledWindow(0),
         options: Options::Segment(SegmentOptions::default()),
         text: Default::default(),
+        ..Default::default()
     })
 }

@@ -193,6 +193,7 @@ mod tests {
             window: UnscaledWindow(500),
             options: Options::Segment(SegmentOptions { timestamps, ..Default::default() }),
             text: Chain::copy_from(pool, 0, text).unwrap(),
+            ..Default::default()
         }
     }
 

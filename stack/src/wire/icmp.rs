@@ -4,7 +4,7 @@
 
 use super::ip::{self, IpHeader, PROTOCOL_TCP};
 use super::octets::Octets;
-use super::{Endpoint, FlowTuple, Malformed, SeqNum, TxPacket};
+use super::{Endpoint, FlowTuple, Malformed, SeqNum, TrafficClass, TxPacket};
 use crate::buf::Chain;
 use crate::checksum;
 use arrayvec::ArrayVec;
@@ -111,7 +111,8 @@ impl Unreachable {
 pub fn emit_unreachable(why: Unreachable, flow: FlowTuple, seq: SeqNum) -> TxPacket {
     let (local, remote) = (flow.local, flow.remote);
     let mut quote = ArrayVec::new();
-    ip::write(&mut quote, remote.addr, local.addr, PROTOCOL_TCP, QUOTED_TCP);
+    let none = TrafficClass::default();
+    ip::write(&mut quote, (remote.addr, local.addr), none, PROTOCOL_TCP, QUOTED_TCP);
     quote.extend(remote.port.to_be_bytes());
     quote.extend(local.port.to_be_bytes());
     quote.extend(seq.0.to_be_bytes());
@@ -126,7 +127,7 @@ pub fn emit_unreachable(why: Unreachable, flow: FlowTuple, seq: SeqNum) -> TxPac
     let known = [pseudo, checksum::sum(&message), checksum::sum(&quote)];
     let sum = !known.into_iter().fold(0, checksum::add);
     let mut header = ArrayVec::new();
-    ip::write(&mut header, local.addr, remote.addr, protocol, len);
+    ip::write(&mut header, (local.addr, remote.addr), none, protocol, len);
     header.extend(message);
     header.extend(sum.to_be_bytes());
     header.extend([0; 4]);
@@ -216,6 +217,7 @@ mod tests {
             window: UnscaledWindow(1),
             options: Options::Segment(SegmentOptions::default()),
             text: Chain::new(),
+            ..Default::default()
         };
         (flow, emit(flow, &segment, 0).to_vec())
     }

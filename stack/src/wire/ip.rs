@@ -16,6 +16,46 @@ const HOP_LIMIT: u8 = 64;
 pub(super) const IPV4_LEN: usize = 20;
 pub(super) const IPV6_LEN: usize = 40;
 
+/// The octet that IPv4 calls Type of Service and IPv6 Traffic Class: DSCP (RFC 2474 3) and ECN (RFC 3168 5).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
+pub struct TrafficClass(pub u8);
+
+/// The ECN field, as numbered on the wire (RFC 3168 5).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
+pub enum Ecn {
+    /// The transport does not use ECN.
+    #[default]
+    NotEct = 0,
+    /// ECN-capable, for experiments (RFC 8311).
+    Ect1 = 1,
+    /// ECN-capable.
+    Ect0 = 2,
+    /// A router on the way was congested.
+    Ce = 3,
+}
+
+impl TrafficClass {
+    /// The ECN field.
+    pub const fn ecn(self) -> Ecn {
+        match self.0 & 3 {
+            0 => Ecn::NotEct,
+            1 => Ecn::Ect1,
+            2 => Ecn::Ect0,
+            _ => Ecn::Ce,
+        }
+    }
+
+    /// The same DSCP with another ECN field.
+    pub const fn with_ecn(self, ecn: Ecn) -> TrafficClass {
+        TrafficClass(self.0 & !3 | ecn as u8)
+    }
+
+    /// Differentiated Services code point, 0 to 63.
+    pub const fn dscp(self) -> u8 {
+        self.0 >> 2
+    }
+}
+
 /// What an IP header says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct IpHeader {
@@ -27,6 +67,7 @@ pub(super) struct IpHeader {
     pub(super) len: usize,
     /// Octets of the packet; the frame may be longer (padding of the link).
     pub(super) total_len: usize,
+    pub(super) traffic_class: TrafficClass,
     /// A part of a packet.
     pub(super) fragment: bool,
 }
@@ -87,6 +128,7 @@ fn parse_v4(octets: &[u8]) -> Result<IpHeader, Malformed> {
         protocol: ip.next_header().into(),
         len,
         total_len,
+        traffic_class: TrafficClass(header[1]),
         fragment: ip.more_frags() || ip.frag_offset() != 0,
     })
 }
@@ -123,7 +165,8 @@ fn parse_v6(octets: &[u8]) -> Result<IpHeader, Malformed> {
         return Err(Malformed::BadLength);
     }
     let (src, dst) = (ip.src_addr().into(), ip.dst_addr().into());
-    Ok(IpHeader { src, dst, protocol: next, len, total_len, fragment })
+    let traffic_class = TrafficClass(ip.traffic_class());
+    Ok(IpHeader { src, dst, protocol: next, len, total_len, traffic_class, fragment })
 }
 
 /// Folded sum of the pseudo-header of `protocol` (RFC 9293 3.1, RFC 8200 8.1); `len` octets of transport.
@@ -136,20 +179,22 @@ pub(super) fn pseudo_header_sum(src: IpAddr, dst: IpAddr, protocol: u8, len: u32
     checksum::fold(addr(src) + addr(dst) + rest)
 }
 
-/// Appends the header of a packet with `len` octets of `protocol`.
+/// Appends the header of a packet from the first to the second address, with `len` octets of `protocol`.
 pub(super) fn write(
     out: &mut ArrayVec<u8, 120>,
-    src: IpAddr,
-    dst: IpAddr,
+    addresses: (IpAddr, IpAddr),
+    traffic_class: TrafficClass,
     protocol: u8,
     len: usize,
 ) {
-    match (src, dst) {
+    match addresses {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {
             let mut buf = [0; IPV4_LEN];
             let mut ip = Ipv4Packet::new_unchecked(&mut buf[..]);
             ip.set_version(4);
             ip.set_header_len(IPV4_LEN as u8);
+            ip.set_dscp(traffic_class.dscp());
+            ip.set_ecn(traffic_class.ecn() as u8);
             ip.set_total_len((IPV4_LEN + len) as u16);
             ip.set_dont_frag(true); // RFC 6864 4.1: and so the id means nothing
             ip.set_hop_limit(HOP_LIMIT);
@@ -167,6 +212,7 @@ pub(super) fn write(
             let mut buf = [0; IPV6_LEN];
             let mut ip = Ipv6Packet::new_unchecked(&mut buf[..]);
             ip.set_version(6);
+            ip.set_traffic_class(traffic_class.0);
             ip.set_payload_len(len as u16);
             ip.set_next_header(IpProtocol::from(protocol));
             ip.set_hop_limit(HOP_LIMIT);

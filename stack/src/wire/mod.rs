@@ -21,6 +21,7 @@ pub use flow::{Endpoint, FlowTuple, Prefix};
 pub use icmp::{
     IcmpError, IcmpErrorKind, PROTOCOL_ICMP, PROTOCOL_ICMPV6, Unreachable, emit_unreachable,
 };
+pub use ip::{Ecn, TrafficClass};
 pub use mptcp_option::{
     AddAddr, AddressIds, DataAck, Dss, DssDsn, DssMapping, MP_CAPABLE_CHECKSUM,
     MP_CAPABLE_NO_JOIN_HERE, MpCapable, MpFastclose, MpJoin, MptcpOption, MptcpOptions,
@@ -28,7 +29,9 @@ pub use mptcp_option::{
 };
 pub use segmentation::{Segments, segment_packet};
 pub use seq::{Dsn, SeqNum, UnscaledWindow, WindowScale, WindowSize};
-pub use tcp::{Control, Malformed, Parsed, RxChecksum, RxPacket, Segment, TxPacket, emit, parse};
+pub use tcp::{
+    Control, EcnFlags, Malformed, Parsed, RxChecksum, RxPacket, Segment, TxPacket, emit, parse,
+};
 pub use tcp_option::{Options, SackBlock, SackBlocks, SegmentOptions, SynOptions, Timestamps};
 
 #[cfg(test)]

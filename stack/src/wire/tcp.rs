@@ -3,7 +3,7 @@
 
 use super::ip::{self, IpHeader, PROTOCOL_TCP};
 use super::octets::Octets;
-use super::{Endpoint, FlowTuple, MptcpOption, Options, SeqNum, UnscaledWindow};
+use super::{Endpoint, FlowTuple, MptcpOption, Options, SeqNum, TrafficClass, UnscaledWindow};
 use crate::buf::Chain;
 use crate::checksum;
 use arrayvec::ArrayVec;
@@ -13,6 +13,10 @@ const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
 pub(super) const PSH: u8 = 0x08;
 pub(super) const ACK: u8 = 0x10;
+/// Bits of octet 13, and the one of octet 12 that AccECN calls AE.
+const ECE: u8 = 0x40;
+const CWR: u8 = 0x80;
+const AE: u8 = 0x01;
 /// Octets of a header without options.
 const MIN_HEADER: usize = 20;
 /// Where the fields of a TCP header lie.
@@ -86,7 +90,7 @@ pub enum Control {
 }
 
 /// A TCP segment, received or to be sent. Options, control bits and text in one value; no octet of text is copied.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Segment {
     /// SEG.SEQ.
     pub seq: SeqNum,
@@ -96,12 +100,61 @@ pub struct Segment {
     pub control: Control,
     /// PSH.
     pub push: bool,
+    /// AE, CWR and ECE.
+    pub ecn: EcnFlags,
+    /// What the IP header says of it: DSCP and ECN.
+    pub traffic_class: TrafficClass,
     /// SEG.WND as it stands in the header.
     pub window: UnscaledWindow,
     /// Options.
     pub options: Options,
     /// The text.
     pub text: Chain,
+}
+
+/// The control bits AE, CWR and ECE (RFC 3168 6.1, RFC 9768 3.1.1), from high to low: as one number, the ACE field.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
+pub struct EcnFlags(u8);
+
+impl EcnFlags {
+    /// None of them.
+    pub const NONE: EcnFlags = EcnFlags(0);
+    /// ECE alone.
+    pub const ECE: EcnFlags = EcnFlags(1);
+    /// CWR alone.
+    pub const CWR: EcnFlags = EcnFlags(2);
+    /// AE alone.
+    pub const AE: EcnFlags = EcnFlags(4);
+
+    /// From the ACE field; three bits count.
+    pub const fn from_ace(ace: u8) -> EcnFlags {
+        EcnFlags(ace & 7)
+    }
+
+    /// As the ACE field: 0 to 7.
+    pub const fn ace(self) -> u8 {
+        self.0
+    }
+
+    /// These and `other`.
+    pub const fn with(self, other: EcnFlags) -> EcnFlags {
+        EcnFlags(self.0 | other.0)
+    }
+
+    /// Whether all of `other` are set.
+    pub const fn contains(self, other: EcnFlags) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// From octets 12 and 13 of the header.
+    fn parse(offset: u8, flags: u8) -> EcnFlags {
+        EcnFlags((offset & AE) << 2 | (flags & (CWR | ECE)) >> 6)
+    }
+
+    /// Bits of octets 12 and 13.
+    fn write(self) -> (u8, u8) {
+        (self.0 >> 2, (self.0 & 3) << 6)
+    }
 }
 
 impl Segment {
@@ -191,12 +244,17 @@ pub fn parse(packet: RxPacket) -> Result<Parsed, Malformed> {
     let tcp_len = (ip.total_len - ip.len) as u32;
     let pseudo = ip::pseudo_header_sum(ip.src, ip.dst, PROTOCOL_TCP, tcp_len);
     let check = HeaderSum::new(pseudo, head.octets, checksum);
-    let TcpHeader { seq, ack, control, push, window, .. } = head;
+    let TcpHeader { seq, ack, control, push, ecn, window, .. } = head;
+    let traffic_class = ip.traffic_class;
     octets.truncate(ip.total_len as u32); // what follows is padding of the link
     octets.trim_front(header_len as u32);
     octets.release_headers();
     check.verify(&mut octets)?;
-    Ok(Parsed::Tcp(flow, Segment { seq, ack, control, push, window, options, text: octets }))
+    let text = octets;
+    Ok(Parsed::Tcp(
+        flow,
+        Segment { seq, ack, control, push, ecn, traffic_class, window, options, text },
+    ))
 }
 
 /// The fields of a TCP header.
@@ -209,6 +267,7 @@ struct TcpHeader<'a> {
     ack: Option<SeqNum>,
     control: Control,
     push: bool,
+    ecn: EcnFlags,
     window: UnscaledWindow,
 }
 
@@ -237,6 +296,7 @@ impl TcpHeader<'_> {
             ack: (flags & ACK != 0).then_some(ack),
             control: control(flags)?,
             push: flags & PSH != 0,
+            ecn: EcnFlags::parse(fixed[12], flags),
             window: UnscaledWindow(window),
         })
     }
@@ -294,7 +354,13 @@ pub fn emit(flow: FlowTuple, segment: &Segment, gso_size: u16) -> TxPacket {
     let tcp_len = MIN_HEADER + options.len() + text_len;
     debug_assert!(tcp_len + 40 <= 0xffff, "the IP length field has 16 bits");
     let mut header = ArrayVec::new();
-    ip::write(&mut header, flow.local.addr, flow.remote.addr, PROTOCOL_TCP, tcp_len);
+    ip::write(
+        &mut header,
+        (flow.local.addr, flow.remote.addr),
+        segment.traffic_class,
+        PROTOCOL_TCP,
+        tcp_len,
+    );
     let ip_len = header.len() as u8;
     let pseudo =
         ip::pseudo_header_sum(flow.local.addr, flow.remote.addr, PROTOCOL_TCP, tcp_len as u32);
@@ -303,7 +369,8 @@ pub fn emit(flow: FlowTuple, segment: &Segment, gso_size: u16) -> TxPacket {
     header.extend(flow.remote.port.to_be_bytes());
     header.extend(segment.seq.0.to_be_bytes());
     header.extend(segment.ack.unwrap_or_default().0.to_be_bytes());
-    header.extend([data_offset << 4, flags(segment)]);
+    let (ae, ecn) = segment.ecn.write();
+    header.extend([data_offset << 4 | ae, flags(segment) | ecn]);
     header.extend(segment.window.0.to_be_bytes());
     header.extend(pseudo.to_be_bytes());
     header.extend([0, 0]);

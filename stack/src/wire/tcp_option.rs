@@ -75,6 +75,13 @@ pub enum Options {
     Segment(SegmentOptions),
 }
 
+impl Default for Options {
+    /// None, of a segment without SYN.
+    fn default() -> Options {
+        Options::Segment(SegmentOptions::default())
+    }
+}
+
 impl Timestamps {
     /// Octets in a segment: NOP, NOP and the option.
     pub const WRITTEN_LEN: usize = 12;

@@ -132,8 +132,8 @@ fn flow() -> impl Strategy<Value = FlowTuple> {
 
 /// A segment without its text.
 fn head() -> impl Strategy<Value = Segment> {
-    (any::<(u32, Option<u32>, bool, u16)>(), options(), 0..3).prop_map(
-        |((seq, ack, push, window), options, control)| Segment {
+    (any::<(u32, Option<u32>, bool, u16, u8, u8)>(), options(), 0..3).prop_map(
+        |((seq, ack, push, window, ace, class), options, control)| Segment {
             seq: SeqNum(seq),
             ack: ack.map(SeqNum),
             control: match (&options, control) {
@@ -143,6 +143,8 @@ fn head() -> impl Strategy<Value = Segment> {
                 (_, _) => Control::Rst,
             },
             push,
+            ecn: EcnFlags::from_ace(ace),
+            traffic_class: TrafficClass(class),
             window: UnscaledWindow(window),
             options,
             text: Chain::new(),
@@ -162,6 +164,7 @@ fn parsed(pool: &Pool, octets: &[u8], checksum: RxChecksum) -> (FlowTuple, Segme
 }
 
 fn assert_same(a: &Segment, b: &Segment) {
+    assert_eq!((a.ecn, a.traffic_class), (b.ecn, b.traffic_class));
     assert_eq!(
         (a.seq, a.ack, a.control, a.push, a.window, &a.options, a.text.to_vec()),
         (b.seq, b.ack, b.control, b.push, b.window, &b.options, b.text.to_vec())
@@ -282,6 +285,7 @@ fn example() -> (FlowTuple, Segment) {
         window: UnscaledWindow(512),
         options: Options::Segment(SegmentOptions::default()),
         text: Chain::new(),
+        ..Default::default()
     };
     (FlowTuple { local: end("10.0.0.1", 80), remote: end("10.0.0.2", 4000) }, segment)
 }
@@ -457,4 +461,17 @@ fn every_subtype_has_the_lengths_of_rfc_8684_and_no_other() {
     assert_eq!(legal_lengths(6, 0, 0), [12]);
     assert_eq!(legal_lengths(7, 0, 0), [12]);
     assert_eq!(legal_lengths(8, 0, 0), [4]);
+}
+
+#[test]
+fn the_bits_of_ecn_are_where_rfc_3168_and_rfc_9768_put_them() {
+    let (flow, mut segment) = example();
+    segment.ecn = EcnFlags::AE.with(EcnFlags::ECE);
+    segment.traffic_class = TrafficClass(46 << 2).with_ecn(Ecn::Ect0); // expedited forwarding
+    let packet = emit(flow, &segment, 0);
+    assert_eq!(packet.header[1], 0xba, "type of service");
+    assert_eq!(packet.header[20 + 12..20 + 14], [0x51, 0x58], "AE; ECE, PSH and ACK");
+    assert_eq!((segment.traffic_class.dscp(), segment.traffic_class.ecn()), (46, Ecn::Ect0));
+    assert_eq!(EcnFlags::from_ace(5), segment.ecn);
+    assert!(segment.ecn.contains(EcnFlags::ECE) && !segment.ecn.contains(EcnFlags::CWR));
 }

@@ -42,6 +42,7 @@ fn syn_ack(options: SynOptions) -> Segment {
         window: UnscaledWindow(50_000),
         options: Options::Syn(options),
         text: Chain::new(),
+        ..Default::default()
     }
 }
 
@@ -120,6 +121,7 @@ fn seg() -> Segment {
         window: UnscaledWindow(50_000),
         options: Options::Segment(SegmentOptions::default()),
         text: Chain::new(),
+        ..Default::default()
     }
 }
 

@@ -60,6 +60,7 @@ fn establish(cfg: &Rc<TcpConfig>, iss: SeqNum) -> alloc::boxed::Box<Tcb> {
             ..Default::default()
         }),
         text: Chain::new(),
+        ..Default::default()
     };
     match syn.on_segment(answer, Instant::from_millis(30)) {
         SynSentOutcome::Established { tcb, .. } => tcb,
@@ -107,6 +108,7 @@ proptest! {
                         window: UnscaledWindow(window),
                         options: Options::Segment(options),
                         text,
+                        ..Default::default()
                     }, now);
                     prop_assert!(una.at_or_before(tcb.snd_una()), "una went back");
                     prop_assert!(nxt.at_or_before(tcb.rcv_nxt()), "rcv.nxt went back");
