@@ -2,7 +2,7 @@
 //!
 //! # Reading order
 //! [`netns`] (namespaces and what runs in them) and [`netlink`] (devices, addresses, routes), [`link`] (a link with rate,
-//! delay, loss and a queue between two devices), [`topology`] (client - uMCP - links - dMCP - server), [`traffic`]
+//! delay, loss, reordering and a queue between two devices), [`topology`] (client - uMCP - links - dMCP - server), [`traffic`]
 //! (transfers over kernel sockets, hashed at both ends), [`requests`] (short and interactive connections), [`peer`] (the kernel's own MPTCP, counters, captures), [`trial`] (a
 //! `main` for such tests).
 //!

@@ -1,8 +1,10 @@
-//! `plait emulate`: a link with rate, delay, loss and a queue between two Ethernet devices.
+//! `plait emulate`: a link with rate, delay, a queue, and what goes wrong, between two Ethernet devices.
 #![forbid(unsafe_code)]
 
 use clap::Args;
-use pcap_tests::link::{DirectionStats, Emulator, Profile, QueueLimit, Switch, parse};
+use pcap_tests::link::{
+    DirectionStats, Emulator, Loss, Profile, QueueLimit, Reorder, Switch, parse,
+};
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
@@ -29,12 +31,24 @@ pub struct EmulateArgs {
     /// One-way delay, such as 5ms.
     #[arg(long, value_parser = parse::time, default_value = "0")]
     delay: Duration,
-    /// Random loss, such as 0.1%.
+    /// Random loss, such as 0.1%; 1%/5: 1 %, in runs of 5 packets on average.
     #[arg(long, value_parser = parse::loss, default_value = "0")]
-    loss: f64,
+    loss: Loss,
     /// What may wait for the wire: packets (300), octets (450kB) or time (50ms).
     #[arg(long, value_parser = parse::queue, default_value = "300")]
     queue: QueueLimit,
+    /// Up to so much more delay, evenly distributed; packets keep their order.
+    #[arg(long, value_parser = parse::time, default_value = "0")]
+    jitter: Duration,
+    /// Packets that others overtake, such as 1%/5ms: 1 % of them come 5 ms late.
+    #[arg(long, value_parser = parse::reorder)]
+    reorder: Option<Reorder>,
+    /// Packets that arrive twice, such as 0.1%.
+    #[arg(long, value_parser = parse::share, default_value = "0")]
+    duplicate: f64,
+    /// Mark what waits longer in the queue and is ECN-capable: Congestion Experienced.
+    #[arg(long, value_parser = parse::time, value_name = "TIME")]
+    mark: Option<Duration>,
     /// Rate from B to A, if different.
     #[arg(long, value_parser = parse::rate)]
     rate_ba: Option<u64>,
@@ -43,17 +57,29 @@ pub struct EmulateArgs {
     delay_ba: Option<Duration>,
     /// Loss from B to A, if different.
     #[arg(long, value_parser = parse::loss)]
-    loss_ba: Option<f64>,
+    loss_ba: Option<Loss>,
     /// Queue from B to A, if different.
     #[arg(long, value_parser = parse::queue)]
     queue_ba: Option<QueueLimit>,
+    /// Jitter from B to A, if different.
+    #[arg(long, value_parser = parse::time)]
+    jitter_ba: Option<Duration>,
+    /// Reordering from B to A, if different; 0%/0 for none.
+    #[arg(long, value_parser = parse::reorder)]
+    reorder_ba: Option<Reorder>,
+    /// Duplicates from B to A, if different.
+    #[arg(long, value_parser = parse::share)]
+    duplicate_ba: Option<f64>,
+    /// Marking threshold from B to A, if different.
+    #[arg(long, value_parser = parse::time, value_name = "TIME")]
+    mark_ba: Option<Duration>,
     /// Cut the link so long after the start.
     #[arg(long, value_parser = parse::time, value_name = "TIME")]
     down_at: Option<Duration>,
     /// Restore the link so long after the start.
     #[arg(long, value_parser = parse::time, value_name = "TIME")]
     up_at: Option<Duration>,
-    /// Decides which packets are lost.
+    /// Decides which packets are lost, late or come twice.
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Print the counters as JSON.
@@ -63,7 +89,16 @@ pub struct EmulateArgs {
 
 impl EmulateArgs {
     fn a_to_b(&self) -> Profile {
-        Profile { rate: self.rate, delay: self.delay, loss: self.loss, queue: self.queue }
+        Profile {
+            rate: self.rate,
+            delay: self.delay,
+            loss: self.loss,
+            queue: self.queue,
+            jitter: self.jitter,
+            reorder: self.reorder,
+            duplicate: self.duplicate,
+            mark: self.mark,
+        }
     }
 
     fn b_to_a(&self) -> Profile {
@@ -72,6 +107,10 @@ impl EmulateArgs {
             delay: self.delay_ba.unwrap_or(self.delay),
             loss: self.loss_ba.unwrap_or(self.loss),
             queue: self.queue_ba.unwrap_or(self.queue),
+            jitter: self.jitter_ba.unwrap_or(self.jitter),
+            reorder: self.reorder_ba.or(self.reorder),
+            duplicate: self.duplicate_ba.unwrap_or(self.duplicate),
+            mark: self.mark_ba.or(self.mark),
         }
     }
 }
@@ -139,11 +178,14 @@ fn print(counters: &Counters, json: bool) {
 
 type Row = (&'static str, fn(&DirectionStats) -> u64);
 
-const ROWS: [Row; 9] = [
+const ROWS: [Row; 12] = [
     ("packets", |stats| stats.shaper.packets),
     ("octets", |stats| stats.shaper.octets),
     ("queue drops", |stats| stats.shaper.queue_drops),
     ("lost", |stats| stats.shaper.lost),
+    ("delayed", |stats| stats.shaper.delayed),
+    ("duplicated", |stats| stats.shaper.duplicated),
+    ("marked", |stats| stats.shaper.marked),
     ("dropped down", |stats| stats.shaper.down_drops),
     ("deepest queue", |stats| u64::from(stats.shaper.deepest_queue)),
     ("super-frames", |stats| stats.super_frames),
@@ -168,9 +210,11 @@ mod tests {
 
     #[test]
     fn what_is_not_given_for_the_way_back_is_as_on_the_way_there() {
-        let args =
-            parse("emulate --a x --b y --rate 100mbit --delay 5ms --loss 0.1% --rate-ba 10mbit")
-                .unwrap();
+        let args = parse(
+            "emulate --a x --b y --rate 100mbit --delay 5ms --loss 0.1%/4 --jitter 1ms \
+             --reorder 1%/5ms --duplicate 1% --mark 2ms --rate-ba 10mbit",
+        )
+        .unwrap();
         assert_eq!(args.a_to_b().rate, Some(100_000_000));
         assert_eq!(args.b_to_a(), Profile { rate: Some(10_000_000), ..args.a_to_b() });
         assert_eq!(args.a_to_b().queue, QueueLimit::Packets(300));

@@ -38,7 +38,7 @@ enum Command {
     Run(run::RunArgs),
     Show(show::ShowArgs),
     Demo(demo::DemoArgs),
-    Emulate(emulate::EmulateArgs),
+    Emulate(Box<emulate::EmulateArgs>),
     Bench(bench::BenchArgs),
     #[command(hide = true)]
     Child(child::ChildArgs),

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::Profile;
+use super::ecn::{Mark, Packet, mark_frame};
 use super::segment;
 use super::shaper::{Shaper, ShaperStats};
 use crate::netns::Namespace;
@@ -70,8 +71,18 @@ pub struct DirectionStats {
     pub send_errors: u64,
 }
 
+/// A virtio-net header and the frame behind it.
+#[derive(Clone, Debug)]
+struct Frame(Vec<u8>);
+
+impl Packet for Frame {
+    fn mark(&mut self) -> Mark {
+        self.0.get_mut(VNET_HEADER..).map_or(Mark::NotCapable, mark_frame)
+    }
+}
+
 struct Direction {
-    shaper: Shaper<Vec<u8>>,
+    shaper: Shaper<Frame>,
     stats: DirectionStats,
 }
 
@@ -87,7 +98,8 @@ pub struct Emulator {
 }
 
 impl Emulator {
-    /// Opens devices `a` and `b` of the calling thread's network namespace. `seed` decides which packets are lost.
+    /// Opens devices `a` and `b` of the calling thread's network namespace. `seed` decides which packets are
+    /// lost, late or come twice.
     pub fn open(
         (a, b): (&str, &str),
         a_to_b: Profile,
@@ -186,7 +198,7 @@ impl Emulator {
             let cut = segment::cut(&buffer[..len], |frame| {
                 pieces += 1;
                 let on_wire = (frame.len() - VNET_HEADER) as u32;
-                shaper.enqueue(frame, on_wire, now);
+                shaper.enqueue(Frame(frame), on_wire, now);
             });
             stats.super_frames += u64::from(pieces > 1);
             stats.malformed += u64::from(cut.is_err());
@@ -198,7 +210,7 @@ impl Emulator {
         let now = self.now();
         let far = &self.sockets[1 - side];
         let Direction { shaper, stats } = &mut self.directions[side];
-        while let Some(frame) = shaper.poll_departure(now) {
+        while let Some(Frame(frame)) = shaper.poll_departure(now) {
             stats.send_errors += u64::from(far.send(&frame).is_err());
         }
     }

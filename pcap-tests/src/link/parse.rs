@@ -1,7 +1,7 @@
 //! Rates, times, losses and queue lengths as people write them.
 #![forbid(unsafe_code)]
 
-use super::{Profile, QueueLimit};
+use super::{Loss, Profile, QueueLimit, Reorder};
 use std::time::Duration;
 
 /// What was wrong with a value: the value, and what is allowed.
@@ -54,16 +54,40 @@ pub fn time(value: &str) -> Result<Duration, BadValue> {
     if seconds <= 3600.0 { Ok(Duration::from_secs_f64(seconds)) } else { bad(value, ALLOWED) }
 }
 
-/// A probability: `0.1%`, or `0.001`.
-pub fn loss(value: &str) -> Result<f64, BadValue> {
-    const ALLOWED: &str = "a loss such as 0.1% or 0.001, at most 100%";
+/// A share of all packets: `0.1%`, or `0.001`.
+pub fn share(value: &str) -> Result<f64, BadValue> {
+    const ALLOWED: &str = "a share such as 0.1% or 0.001, at most 100%";
     let Some((number, unit)) = split(value) else { return bad(value, ALLOWED) };
-    let probability = match unit {
+    let share = match unit {
         "%" => number / 100.0,
         "" => number,
         _ => return bad(value, ALLOWED),
     };
-    if probability <= 1.0 { Ok(probability) } else { bad(value, ALLOWED) }
+    if share <= 1.0 { Ok(share) } else { bad(value, ALLOWED) }
+}
+
+/// A loss: `0.1%`; `1%/5`: in runs of 5 packets on average.
+pub fn loss(value: &str) -> Result<Loss, BadValue> {
+    const ALLOWED: &str = "a loss such as 0.1% or 0.001, at most 100%, or 1%/5 for runs of 5";
+    let (lost, run) = match value.split_once('/') {
+        Some((lost, run)) => (lost, Some(run.trim().parse::<f64>().unwrap_or(0.0))),
+        None => (value, None),
+    };
+    match share(lost) {
+        Ok(share) if run.is_none_or(|run| (1.0..=1e9).contains(&run)) => Ok(Loss { share, run }),
+        _ => bad(value, ALLOWED),
+    }
+}
+
+/// A reordering: `1%/50ms`, so many packets come so much later.
+pub fn reorder(value: &str) -> Result<Reorder, BadValue> {
+    const ALLOWED: &str = "a reordering such as 1%/50ms: how many packets come how much later";
+    let parts =
+        value.split_once('/').and_then(|(part, late)| share(part).ok().zip(time(late).ok()));
+    match parts {
+        Some((share, late)) => Ok(Reorder { share, late }),
+        None => bad(value, ALLOWED),
+    }
 }
 
 /// A queue: `300` or `300packets`, `450kB`, or `50ms` of the link's rate.
@@ -96,8 +120,9 @@ pub fn profile(value: &str) -> Result<Profile, BadValue> {
     let profile = Profile {
         rate: Some(rate(rate_part)?),
         delay: time(delay_part)?,
-        loss: parts.next().map_or(Ok(0.0), loss)?,
+        loss: parts.next().map_or(Ok(Loss::NONE), loss)?,
         queue: parts.next().map_or(Ok(QueueLimit::Packets(300)), queue)?,
+        ..Profile::default()
     };
     if parts.next().is_some() { bad(value, ALLOWED) } else { Ok(profile) }
 }
@@ -114,8 +139,11 @@ mod tests {
         assert_eq!(time("5ms"), Ok(Duration::from_millis(5)));
         assert_eq!(time("250us"), Ok(Duration::from_micros(250)));
         assert_eq!(time("0"), Ok(Duration::ZERO));
-        assert!((loss("0.1%").unwrap() - 0.001).abs() < 1e-12);
-        assert!((loss("0.25").unwrap() - 0.25).abs() < 1e-12);
+        assert!((share("0.1%").unwrap() - 0.001).abs() < 1e-12);
+        assert_eq!(loss("0.25"), Ok(Loss::random(0.25)));
+        assert_eq!(loss("25%/4.5"), Ok(Loss::in_runs(0.25, 4.5)));
+        let late = Duration::from_millis(50);
+        assert_eq!(reorder("25%/50ms"), Ok(Reorder { share: 0.25, late }));
         assert_eq!(queue("300"), Ok(QueueLimit::Packets(300)));
         assert_eq!(queue("300packets"), Ok(QueueLimit::Packets(300)));
         assert_eq!(queue("450kB"), Ok(QueueLimit::Octets(450_000)));
@@ -130,8 +158,11 @@ mod tests {
         for value in ["5", "5 minutes", "ms", "99999s"] {
             assert!(time(value).is_err(), "{value}");
         }
-        for value in ["101%", "1.5", "x"] {
+        for value in ["101%", "1.5", "x", "1%/", "1%/0.5", "1%/x", "1%/nan"] {
             assert!(loss(value).is_err(), "{value}");
+        }
+        for value in ["1%", "1%/", "1%/5", "50ms", "101%/50ms"] {
+            assert!(reorder(value).unwrap_err().to_string().contains("1%/50ms"), "{value}");
         }
         for value in ["0", "0kB", "0ms", "many"] {
             assert!(queue(value).is_err(), "{value}");

@@ -2,9 +2,14 @@
 //!
 //! A packet waits until the wire is free, occupies it for its length at the link's rate, and arrives after the delay. The
 //! wire's timetable is kept in virtual time: polling late delivers late but never lowers the rate.
+//!
+//! Each thing that may go wrong has random numbers of its own, one for each packet that gets onto the wire: with the same
+//! seed the same packets are lost, whatever else happens to them.
 #![forbid(unsafe_code)]
 
 use super::Profile;
+use super::ecn::{Mark, Packet};
+use super::impair::LossProcess;
 use serde::Serialize;
 use stack::rng::Rng;
 use stack::time::Instant;
@@ -47,16 +52,22 @@ pub struct ShaperStats {
     pub lost: u64,
     /// Packets that met a link that was down, or were on it when it went down.
     pub down_drops: u64,
+    /// Packets made late for others to overtake them.
+    pub delayed: u64,
+    /// Packets that arrived a second time.
+    pub duplicated: u64,
+    /// Packets marked: Congestion Experienced.
+    pub marked: u64,
     /// Most packets that ever waited.
     pub deepest_queue: u32,
 }
 
+/// A packet that has its place on the wire.
 #[derive(Debug)]
 struct Entry<P> {
-    starts: Instant,
     arrives: Instant,
     len: u32,
-    /// `None`: lost on the way, though it takes its time on the wire.
+    /// `None`: lost on the way.
     packet: Option<P>,
 }
 
@@ -64,25 +75,33 @@ struct Entry<P> {
 #[derive(Debug)]
 pub struct Shaper<P> {
     profile: Profile,
-    rng: Rng,
-    /// In order of `starts` and of `arrives`. Those from `waiting_from` on have not started as of the last call.
-    entries: VecDeque<Entry<P>>,
-    waiting_from: usize,
+    loss: LossProcess,
+    /// For jitter, reordering and duplicates.
+    rngs: [Rng; 3],
+    /// Start and length of those that waited for the wire as of the last call.
+    waiting: VecDeque<(Instant, u32)>,
     waiting_octets: u64,
+    /// Ordinary packets and those that come late, each in order of arrival.
+    under_way: [VecDeque<Entry<P>>; 2],
     wire_free: Instant,
     up: bool,
     stats: ShaperStats,
 }
 
-impl<P> Shaper<P> {
-    /// A link that is up and idle. `rng` decides which packets are lost.
-    pub fn new(profile: Profile, rng: Rng) -> Self {
+const ORDINARY: usize = 0;
+const LATE: usize = 1;
+
+impl<P: Packet> Shaper<P> {
+    /// A link that is up and idle. `rng` decides which packets are lost, late, or arrive twice.
+    pub fn new(profile: Profile, mut rng: Rng) -> Self {
+        let rngs = [(); 3].map(|()| Rng::from_number(rng.u64()));
         Shaper {
             profile,
-            rng,
-            entries: VecDeque::new(),
-            waiting_from: 0,
+            loss: LossProcess::new(profile.loss, rng),
+            rngs,
+            waiting: VecDeque::new(),
             waiting_octets: 0,
+            under_way: [VecDeque::new(), VecDeque::new()],
             wire_free: Instant::ZERO,
             up: true,
             stats: ShaperStats::default(),
@@ -90,7 +109,7 @@ impl<P> Shaper<P> {
     }
 
     /// A packet of `len` octets arrives at the near end.
-    pub fn enqueue(&mut self, packet: P, len: u32, now: Instant) -> Verdict {
+    pub fn enqueue(&mut self, mut packet: P, len: u32, now: Instant) -> Verdict {
         self.advance(now);
         if !self.up {
             self.stats.down_drops += 1;
@@ -102,26 +121,52 @@ impl<P> Shaper<P> {
         }
         let starts = self.wire_free.max(now);
         self.wire_free = starts + self.serialization(len);
-        let arrives = self.wire_free + self.profile.delay;
-        let lost = self.rng.chance(self.profile.loss);
-        self.entries.push_back(Entry { starts, arrives, len, packet: (!lost).then_some(packet) });
+        self.waiting.push_back((starts, len));
         self.waiting_octets += u64::from(len);
+        if self.profile.mark.is_some_and(|longest| starts.since(now) > longest) {
+            self.stats.marked += u64::from(packet.mark() == Mark::Set);
+        }
+        self.travel(packet, len);
         self.advance(now);
-        self.stats.deepest_queue = self.stats.deepest_queue.max(self.waiting() as u32);
+        self.stats.deepest_queue = self.stats.deepest_queue.max(self.waiting.len() as u32);
         Verdict::Accepted
+    }
+
+    /// From the end of its time on the wire to its arrival.
+    fn travel(&mut self, packet: P, len: u32) {
+        let Profile { delay, jitter, reorder, duplicate, .. } = self.profile;
+        let [jitter_rng, reorder_rng, duplicate_rng] = &mut self.rngs;
+        let jitter = jitter.mul_f64(f64::from(jitter_rng.u32()) / 4_294_967_296.0);
+        let late = reorder.filter(|reorder| reorder_rng.chance(reorder.share));
+        let copies = if duplicate_rng.chance(duplicate) { 2 } else { 1 };
+        let arrives = self.wire_free + delay + jitter + late.map_or(Duration::ZERO, |r| r.late);
+        let packet = (!self.loss.next_is_lost()).then_some(packet);
+        self.stats.delayed += u64::from(late.is_some());
+        self.stats.duplicated += u64::from(copies == 2 && packet.is_some());
+        let queue = &mut self.under_way[if late.is_some() { LATE } else { ORDINARY }];
+        let arrives = queue.back().map_or(arrives, |last| last.arrives.max(arrives));
+        if copies == 2 && packet.is_some() {
+            queue.push_back(Entry { arrives, len, packet: packet.clone() });
+        }
+        queue.push_back(Entry { arrives, len, packet });
     }
 
     /// When the next packet arrives at the far end.
     pub fn next_departure(&self) -> Option<Instant> {
-        self.entries.front().map(|entry| entry.arrives)
+        self.next_queue().map(|(arrives, _)| arrives)
+    }
+
+    /// The next arrival, and whose it is.
+    fn next_queue(&self) -> Option<(Instant, usize)> {
+        let front = |queue: usize| Some((self.under_way[queue].front()?.arrives, queue));
+        [ORDINARY, LATE].into_iter().filter_map(front).min()
     }
 
     /// The next packet that has arrived at the far end by `now`.
     pub fn poll_departure(&mut self, now: Instant) -> Option<P> {
         self.advance(now);
-        while self.entries.front().is_some_and(|entry| entry.arrives <= now) {
-            let entry = self.entries.pop_front()?;
-            self.waiting_from = self.waiting_from.saturating_sub(1);
+        while let Some((_, queue)) = self.next_queue().filter(|(arrives, _)| *arrives <= now) {
+            let entry = self.under_way[queue].pop_front()?;
             match entry.packet {
                 Some(packet) => {
                     self.stats.packets += 1;
@@ -137,9 +182,11 @@ impl<P> Shaper<P> {
     /// Cuts the link, losing what is on it, or restores it.
     pub fn set_up(&mut self, up: bool, now: Instant) {
         if self.up && !up {
-            self.stats.down_drops += self.entries.len() as u64;
-            self.entries.clear();
-            self.waiting_from = 0;
+            for queue in &mut self.under_way {
+                self.stats.down_drops += queue.len() as u64;
+                queue.clear();
+            }
+            self.waiting.clear();
             self.waiting_octets = 0;
             self.wire_free = now;
         }
@@ -151,16 +198,12 @@ impl<P> Shaper<P> {
         self.stats
     }
 
-    fn waiting(&self) -> usize {
-        self.entries.len() - self.waiting_from
-    }
-
     fn has_room(&self, len: u32, now: Instant) -> bool {
         if self.wire_free <= now {
             return true;
         }
         match self.profile.queue {
-            QueueLimit::Packets(limit) => self.waiting() < limit as usize,
+            QueueLimit::Packets(limit) => self.waiting.len() < limit as usize,
             QueueLimit::Octets(limit) => self.waiting_octets + u64::from(len) <= limit,
             QueueLimit::Time(limit) => self.wire_free.since(now) <= limit,
         }
@@ -173,10 +216,11 @@ impl<P> Shaper<P> {
         }
     }
 
+    /// Those whose turn has come wait no longer.
     fn advance(&mut self, now: Instant) {
-        while let Some(entry) = self.entries.get(self.waiting_from).filter(|e| e.starts <= now) {
-            self.waiting_octets -= u64::from(entry.len);
-            self.waiting_from += 1;
+        while let Some((_, len)) = self.waiting.front().filter(|(starts, _)| *starts <= now) {
+            self.waiting_octets -= u64::from(*len);
+            self.waiting.pop_front();
         }
     }
 }
@@ -184,10 +228,23 @@ impl<P> Shaper<P> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::link::{Loss, Reorder};
     use proptest::prelude::{prop, prop_assert, prop_assert_eq, proptest};
 
     fn profile(rate: u64, delay_ms: u64, queue: QueueLimit) -> Profile {
-        Profile { rate: Some(rate), delay: Duration::from_millis(delay_ms), loss: 0.0, queue }
+        let delay = Duration::from_millis(delay_ms);
+        Profile { rate: Some(rate), delay, queue, ..Profile::default() }
+    }
+
+    /// Odd ones are ECN-capable; a mark adds a million.
+    impl Packet for u32 {
+        fn mark(&mut self) -> Mark {
+            if self.is_multiple_of(2) {
+                return Mark::NotCapable;
+            }
+            *self += 1_000_000;
+            Mark::Set
+        }
     }
 
     fn shaper(profile: Profile) -> Shaper<u32> {
@@ -250,8 +307,10 @@ mod tests {
 
     #[test]
     fn about_the_given_share_is_lost_and_takes_its_time_all_the_same() {
-        let mut link =
-            shaper(Profile { loss: 0.1, ..profile(100_000_000, 0, QueueLimit::Packets(20_000)) });
+        let mut link = shaper(Profile {
+            loss: Loss::random(0.1),
+            ..profile(100_000_000, 0, QueueLimit::Packets(20_000))
+        });
         for i in 0..10_000 {
             link.enqueue(i, 1250, Instant::ZERO);
         }
@@ -283,17 +342,130 @@ mod tests {
         assert_eq!(link.stats().down_drops, 11);
     }
 
+    fn arrivals(link: &mut Shaper<u32>) -> Vec<u32> {
+        let end = Instant::from_millis(100_000);
+        std::iter::from_fn(|| link.poll_departure(end)).collect()
+    }
+
+    fn send_all(link: &mut Shaper<u32>, packets: u32) -> Vec<u32> {
+        for i in 0..packets {
+            assert_eq!(link.enqueue(i, 1250, Instant::ZERO), Verdict::Accepted);
+        }
+        arrivals(link)
+    }
+
+    #[test]
+    fn a_late_packet_is_overtaken_by_as_many_as_fit_into_its_delay() {
+        let reorder = Reorder { share: 0.02, late: Duration::from_millis(5) };
+        let queue = QueueLimit::Packets(20_000);
+        let mut link = shaper(Profile { reorder: Some(reorder), ..profile(100_000_000, 1, queue) });
+        let arrived = send_all(&mut link, 10_000);
+        let mut sorted = arrived.clone();
+        sorted.sort_unstable();
+        assert!(sorted.into_iter().eq(0..10_000), "each once");
+        // 5 ms are 50 packets. A late one comes behind all that started less than 50 after it.
+        let mut late = 0;
+        for (at, packet) in arrived.iter().enumerate() {
+            let overtaken_by = arrived[..at].iter().filter(|other| *other > packet).count();
+            if overtaken_by > 0 {
+                late += 1;
+                assert!((40..=50).contains(&overtaken_by), "{packet} by {overtaken_by}");
+            }
+        }
+        // The last 50 may have nobody left to overtake them.
+        assert!((150..250).contains(&late), "{late}");
+        assert!((late..late + 10).contains(&link.stats().delayed), "{:?}", link.stats());
+    }
+
+    #[test]
+    fn jitter_delays_and_keeps_the_order() {
+        let jitter = Duration::from_millis(4);
+        let mut link =
+            shaper(Profile { jitter, ..profile(100_000_000, 5, QueueLimit::Packets(10)) });
+        let mut delays = Vec::new();
+        let mut last = Instant::ZERO;
+        for i in 0..2000u32 {
+            // Far enough apart that none waits for another.
+            let now = Instant::from_millis(u64::from(i) * 10);
+            link.enqueue(i, 1250, now);
+            let arrives = link.next_departure().expect("it is under way");
+            assert!(arrives > last);
+            last = arrives;
+            assert_eq!(link.poll_departure(arrives), Some(i));
+            delays.push(arrives.since(now + Duration::from_micros(5100)));
+        }
+        let mean = delays.iter().sum::<Duration>() / 2000;
+        assert!(delays.iter().all(|delay| *delay < jitter));
+        assert!((1900..2100).contains(&mean.as_micros()), "{mean:?}");
+        let mut dense =
+            shaper(Profile { jitter, ..profile(100_000_000, 5, QueueLimit::Packets(2000)) });
+        assert!(send_all(&mut dense, 2000).into_iter().eq(0..2000));
+    }
+
+    #[test]
+    fn a_duplicate_comes_right_after_its_original_and_takes_no_time_on_the_wire() {
+        let queue = QueueLimit::Packets(20_000);
+        let mut link = shaper(Profile { duplicate: 0.1, ..profile(100_000_000, 0, queue) });
+        let arrived = send_all(&mut link, 10_000);
+        let twice = arrived.windows(2).filter(|pair| pair[0] == pair[1]).count();
+        assert!((850..1150).contains(&twice), "{twice}");
+        assert_eq!(arrived.len(), 10_000 + twice);
+        assert_eq!(link.stats().duplicated, twice as u64);
+        assert_eq!(link.wire_free, Instant::from_millis(1000));
+    }
+
+    #[test]
+    fn a_packet_that_waits_too_long_is_marked_if_it_can_be() {
+        let mark = Some(Duration::from_micros(500));
+        let mut link =
+            shaper(Profile { mark, ..profile(100_000_000, 0, QueueLimit::Packets(100)) });
+        let arrived = send_all(&mut link, 10);
+        // The sixth waits for 500 us; the others after it wait longer.
+        assert_eq!(arrived, [0, 1, 2, 3, 4, 5, 6, 1_000_007, 8, 1_000_009]);
+        assert_eq!(link.stats().marked, 2);
+    }
+
+    #[test]
+    fn the_same_packets_are_lost_whatever_else_happens_to_them() {
+        let queue = QueueLimit::Packets(20_000);
+        let plain = Profile { loss: Loss::in_runs(0.05, 3.0), ..profile(100_000_000, 1, queue) };
+        let late = Duration::from_millis(7);
+        let worse = Profile {
+            jitter: Duration::from_millis(1),
+            reorder: Some(Reorder { share: 0.1, late }),
+            duplicate: 0.1,
+            ..plain
+        };
+        let survivors = |profile| {
+            let mut arrived = send_all(&mut shaper(profile), 5000);
+            arrived.sort_unstable();
+            arrived.dedup();
+            arrived
+        };
+        assert_eq!(survivors(plain), survivors(worse));
+        assert!(survivors(plain).len() < 4900);
+    }
+
     proptest! {
         #[test]
-        fn packets_keep_their_order_and_are_all_accounted_for(
+        fn packets_are_all_accounted_for_and_keep_their_order_unless_they_are_reordered(
             steps in prop::collection::vec((0u64..300_000, 60u32..1600), 1..200),
+            reordered: bool,
         ) {
-            let mut link = shaper(Profile { loss: 0.2, ..profile(50_000_000, 1, QueueLimit::Packets(8)) });
+            let late = Duration::from_micros(700);
+            let reorder = reordered.then_some(Reorder { share: 0.2, late });
+            let mut link = shaper(Profile {
+                loss: Loss::random(0.2),
+                jitter: Duration::from_micros(300),
+                duplicate: 0.1,
+                reorder,
+                ..profile(50_000_000, 1, QueueLimit::Packets(8))
+            });
             let (mut now, mut last, mut offered) = (Instant::ZERO, None, 0);
             for (i, (gap, len)) in steps.into_iter().enumerate() {
                 now += Duration::from_nanos(gap);
                 while let Some(packet) = link.poll_departure(now) {
-                    prop_assert!(last < Some(packet));
+                    prop_assert!(reordered || last <= Some(packet));
                     last = Some(packet);
                 }
                 link.enqueue(i as u32, len, now);
@@ -301,8 +473,10 @@ mod tests {
             }
             while link.poll_departure(now + Duration::from_secs(1)).is_some() {}
             let stats = link.stats();
-            prop_assert_eq!(stats.packets + stats.lost + stats.queue_drops, offered);
-            prop_assert_eq!((link.waiting(), link.waiting_octets), (0, 0));
+            let met = stats.packets + stats.lost + stats.queue_drops;
+            prop_assert_eq!(met, offered + stats.duplicated);
+            prop_assert_eq!((link.waiting.len(), link.waiting_octets), (0, 0));
+            prop_assert_eq!(link.next_departure(), None);
         }
     }
 }

@@ -5,8 +5,8 @@ use super::DemoArgs;
 use super::report::{Rates, Report, megabits};
 use pcap_tests::link::{Profile, QueueLimit};
 use pcap_tests::traffic::Direction;
-use stack::testkit::Link;
 use stack::testkit::reference::{Outcome, Topology, Transfer};
+use stack::testkit::{Burst, Link};
 use std::io;
 use std::time::Duration;
 
@@ -54,7 +54,11 @@ fn link(profile: &Profile) -> io::Result<Link> {
         QueueLimit::Time(time) => (rate as f64 / 8.0 * time.as_secs_f64()) as u64,
     };
     let queue = usize::try_from(queue).map_err(io::Error::other)?;
-    Ok(Link::new(rate, profile.delay).queue(queue).loss(profile.loss))
+    let link = Link::new(rate, profile.delay).queue(queue);
+    Ok(match profile.loss.turns() {
+        Some([begin, end]) => link.burst(Burst { begin, end }),
+        None => link.loss(profile.loss.share),
+    })
 }
 
 struct Demo {

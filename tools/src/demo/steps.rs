@@ -80,7 +80,7 @@ impl Demo<'_> {
             self.say(format_args!(
                 "  link {}: {rate}, RTT {rtt:?}, loss {} %, queue {:?}",
                 i + 1,
-                link.loss * 100.0,
+                link.loss.share * 100.0,
                 link.queue
             ));
         }
