@@ -437,6 +437,9 @@ pub struct Tcp {
     /// As `net.ipv4.tcp_congestion_control`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub congestion_control: Option<Congestion>,
+    /// Whether text leaves at a rate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pacing: Option<Pacing>,
     /// As `net.ipv4.tcp_timestamps`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timestamps: Option<bool>,
@@ -467,6 +470,19 @@ pub struct Tcp {
     /// Greatest segment size announced; absent: from the ports' MTU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mss: Option<Spanned<i64>>,
+}
+
+/// `tcp.pacing`
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pacing {
+    /// With the congestion controls that are made for it.
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
 }
 
 /// `tcp.congestion-control`

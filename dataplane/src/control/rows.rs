@@ -147,6 +147,9 @@ fn tcp_fields(tcp: &TcpInfo) -> Map<String, Value> {
         put("ssthresh", json!(tcp.ssthresh));
     }
     put("mss", json!(tcp.mss));
+    if let Some(rate) = tcp.pacing_rate {
+        put("pacing_rate", json!(8 * rate)); // bits per second, as `ss` prints it
+    }
     put("unacked", json!(tcp.unacked));
     put("notsent", json!(tcp.notsent));
     put("snd_wnd", json!(tcp.snd_wnd));

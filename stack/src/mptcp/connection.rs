@@ -224,9 +224,19 @@ impl Connection {
             self.data_ack_at,
             self.ending().lonely_until,
             self.paths.deadline().filter(|_| self.manages_paths()),
+            self.paced_until(),
         ];
         let below = self.subflows.iter().map(Subflow::deadline);
         own.into_iter().chain(below).fold(None, earliest)
+    }
+
+    /// When pacing lets a subflow have more of what waits here.
+    fn paced_until(&self) -> Option<Instant> {
+        if self.snd.waiting() == 0 && self.snd.again_len() == 0 {
+            return None;
+        }
+        let usable = self.subflows.iter().filter(|sf| sf.is_usable());
+        usable.map(|sf| sf.tcb()?.paced_until()).fold(None, earliest)
     }
 
     /// The next octets of the peer's stream, in order.

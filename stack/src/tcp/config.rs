@@ -1,6 +1,7 @@
 //! What a TCP flow is configured with.
 #![forbid(unsafe_code)]
 
+use super::Pacing;
 use crate::time::Duration;
 
 /// Which congestion control a flow runs.
@@ -35,6 +36,8 @@ pub struct TcpConfig {
     pub send_buffer: u32,
     /// Congestion control.
     pub congestion: Algorithm,
+    /// Whether text leaves at a rate.
+    pub pacing: Pacing,
     /// Offer and accept Timestamps (RFC 7323).
     pub timestamps: bool,
     /// Offer and accept SACK (RFC 2018).
@@ -62,6 +65,17 @@ pub struct TcpConfig {
     pub window: RightEdge,
 }
 
+impl TcpConfig {
+    /// Whether flows pace.
+    pub(super) fn paces(&self) -> bool {
+        match self.pacing {
+            Pacing::Auto => false,
+            Pacing::On => true,
+            Pacing::Off => false,
+        }
+    }
+}
+
 impl Default for TcpConfig {
     fn default() -> TcpConfig {
         TcpConfig {
@@ -69,6 +83,7 @@ impl Default for TcpConfig {
             receive_buffer: 4 << 20,
             send_buffer: 4 << 20,
             congestion: Algorithm::Cubic,
+            pacing: Pacing::Auto,
             timestamps: true,
             sack: true,
             delayed_ack: Duration::from_millis(40),

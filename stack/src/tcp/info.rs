@@ -23,6 +23,8 @@ pub struct TcpInfo {
     pub ssthresh: u32,
     /// Sender MSS in octets, options taken off.
     pub mss: u32,
+    /// Octets per second at which text leaves, if it is paced.
+    pub pacing_rate: Option<u64>,
     /// Octets sent and neither acknowledged, SACKed nor lost (RFC 6675 pipe).
     pub unacked: u32,
     /// Octets queued and not yet sent.
@@ -65,6 +67,7 @@ impl TcpInfo {
             cwnd: 0,
             ssthresh: u32::MAX,
             mss: 0,
+            pacing_rate: None,
             unacked: 0,
             notsent: 0,
             snd_wnd: 0,

@@ -44,6 +44,7 @@ impl Tcb {
             .or_else(|| self.poll_new(now));
         if tx.is_none() {
             self.note_limit();
+            self.note_pacing(now);
         }
         self.rearm(now);
         if tx.is_some() {
@@ -107,7 +108,9 @@ impl Tcb {
     fn poll_retransmission(&mut self, now: Instant) -> Option<TxSegment> {
         let len = self.queue.first_lost()?;
         let mss = self.mss(self.room);
-        let n = self.portion(len, self.cwnd_room(), mss)?;
+        let first = self.queue.pipe() == 0; // the network is empty: nothing has to wait for a rate
+        let burst = self.burst(mss, now).or(first.then_some(mss))?;
+        let n = self.portion(len.min(burst), self.cwnd_room(), mss)?;
         if let Some(spell) = self.queue.spell_mut()
             && let Recovery::Loss { .. } = spell.recovery
             && let Some(undo) = &mut spell.undo
@@ -115,7 +118,6 @@ impl Tcb {
         {
             undo.stamp = self.agreed.timestamps.map(|stamps| stamps.val(now));
         }
-        let first = self.queue.pipe() == 0;
         let piece = self.queue.resend_lost(n, now)?;
         if first || piece.seq == self.queue.una() {
             self.rto_base = now; // RFC 6298 5.1 for the segment the timer is about
@@ -123,11 +125,9 @@ impl Tcb {
         Some(self.piece_segment(piece, Sent::Again, now))
     }
 
-    /// How much of `len` octets may go with `room`: all of it, or whole segments; never a runt because of the window's
+    /// How much of `n` octets may go with `room`: all of it, or whole segments; never a runt because of the window's
     /// remainder. `None`: nothing yet. With an empty network one segment always goes.
-    fn portion(&self, len: u32, room: u32, mss: u32) -> Option<u32> {
-        let cap = (self.cfg.gso_max / mss * mss).max(mss);
-        let n = len.min(cap);
+    fn portion(&self, n: u32, room: u32, mss: u32) -> Option<u32> {
         if n <= room {
             return Some(n);
         }
@@ -144,8 +144,7 @@ impl Tcb {
         }
         self.restart_after_idle(now);
         let mss = self.mss(self.room);
-        let cap = (self.cfg.gso_max / mss * mss).max(mss);
-        let run = self.queue.run(cap);
+        let run = self.queue.run(self.burst(mss, now)?);
         let wnd = self.window_room();
         let usable = if run <= wnd { run } else { wnd / mss * mss };
         if usable == 0 {
@@ -201,6 +200,7 @@ impl Tcb {
         let mss = self.mss(self.room);
         self.last_sent = now;
         self.sums.bytes_sent += u64::from(len);
+        self.pace(len, now);
         if sent == Sent::Again {
             self.trouble().bytes_retrans += u64::from(len);
         }

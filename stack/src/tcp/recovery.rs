@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::congestion::Congestion;
+use super::pacing::Pacer;
 use super::rtt::Rtt;
 use super::send_queue::{OnDelivered, Transmission};
 use crate::time::{Duration, Instant, Span};
@@ -44,6 +45,7 @@ pub(super) struct Spell {
     pub(super) pto_base: Instant,
     /// cwnd held us back for all text up to here.
     pub(super) limited_until: SeqNum,
+    pub(super) pacer: Pacer,
     /// Duplicate ACKs in a row, where the peer has no SACK.
     pub(super) dup_acks: u32,
 }
@@ -59,6 +61,7 @@ impl Spell {
             undo: None,
             pto_base: Instant::ZERO,
             limited_until: una,
+            pacer: Pacer::new(),
             dup_acks: 0,
         }
     }

@@ -375,14 +375,15 @@ impl Tcb {
     }
 
     /// Octets that could be pushed now and would leave at once: min(cwnd - pipe, peer's window) less what is unsent,
-    /// in whole segments; 0 while a timeout is being repaired.
-    pub fn send_room(&self, _now: Instant) -> u32 {
+    /// in whole segments; 0 while a timeout is being repaired, and until [`Tcb::paced_until`].
+    pub fn send_room(&self, now: Instant) -> u32 {
         if !self.state.can_send() || matches!(self.recovery(), Recovery::Loss { .. }) {
             return 0;
         }
         let mss = self.mss(self.room);
         let cwnd = self.congestion.cwnd().saturating_sub(self.queue.pipe() + self.queue.lost());
-        let free = cwnd.min(self.window_room()).saturating_sub(self.queue.unsent());
+        let room = cwnd.min(self.window_room()).min(self.pacing_room(mss, now));
+        let free = room.saturating_sub(self.queue.unsent());
         free / mss * mss
     }
 
@@ -513,6 +514,7 @@ impl Tcb {
             cwnd: self.congestion.cwnd(),
             ssthresh: self.congestion.ssthresh(),
             mss: self.mss(self.room),
+            pacing_rate: self.pacing_rate(),
             unacked: self.queue.pipe(),
             notsent: self.queue.unsent(),
             snd_wnd: self.snd.wnd,

@@ -23,6 +23,8 @@ pub(super) enum Awaited {
     Reorder,
     /// RFC 9293 3.8.6.1, also when silly-window avoidance holds text back.
     Persist,
+    /// Text waits for the rate.
+    Pacing,
     KeepAlive,
 }
 
@@ -54,6 +56,10 @@ impl Tcb {
             }
             Awaited::Rto => self.on_rto(now),
             Awaited::Persist => self.on_persist(now),
+            Awaited::Pacing => {
+                self.end_hold(now);
+                None
+            }
             Awaited::KeepAlive => self.on_keepalive(now),
         };
         match closed {
@@ -130,6 +136,11 @@ impl Tcb {
             Some((Awaited::Persist, self.rto_base.max(self.last_sent) + self.rto()))
         } else {
             self.keepalive_timer()
+        };
+        let timer = match (timer, self.text_released_at()) {
+            (Some((Awaited::Persist, _)), Some(at)) => Some((Awaited::Pacing, at)),
+            (Some((_, due)), Some(at)) if at < due => Some((Awaited::Pacing, at)),
+            (timer, _) => timer,
         };
         self.timer = timer.map(|(_, at)| at);
         if let Some((awaited, _)) = timer {

@@ -2,12 +2,12 @@
 #![forbid(unsafe_code)]
 
 use super::Check;
-use crate::config::schema::{self, Congestion};
+use crate::config::schema::{self, Congestion, Pacing};
 use crate::config::value::Fault;
 use crate::run::PortConfig;
 use stack::mcp::McpConfig;
 use stack::mptcp::MptcpConfig;
-use stack::tcp::{Algorithm, TcpConfig};
+use stack::tcp::{self, Algorithm, TcpConfig};
 use std::time::Duration;
 
 /// What a link is taken for whose MTU nobody says.
@@ -46,6 +46,11 @@ impl Check {
             congestion: match tcp.congestion_control.unwrap_or_default() {
                 Congestion::Cubic => Algorithm::Cubic,
                 Congestion::Reno => Algorithm::NewReno,
+            },
+            pacing: match tcp.pacing.unwrap_or_default() {
+                Pacing::Auto => tcp::Pacing::Auto,
+                Pacing::On => tcp::Pacing::On,
+                Pacing::Off => tcp::Pacing::Off,
             },
             timestamps: tcp.timestamps.unwrap_or(true),
             sack: tcp.sack.unwrap_or(true),

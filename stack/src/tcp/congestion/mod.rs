@@ -6,6 +6,7 @@ mod hystart;
 mod newreno;
 
 use super::Algorithm;
+use super::pacing::MIN_RATE;
 use crate::time::{Duration, Instant};
 use crate::wire::SeqNum;
 use alloc::boxed::Box;
@@ -60,7 +61,7 @@ pub(super) struct Congestion {
 const _: () = assert!(size_of::<Congestion>() == 24);
 
 /// IW for `mss` (RFC 6928 2).
-fn initial_window(mss: u32) -> u32 {
+pub(super) fn initial_window(mss: u32) -> u32 {
     (10 * mss).min((2 * mss).max(INITIAL_WINDOW))
 }
 
@@ -79,6 +80,13 @@ impl Congestion {
 
     pub(super) fn ssthresh(&self) -> u32 {
         self.ssthresh
+    }
+
+    /// Octets per second to pace at, as Linux does it: fast enough for the window to double, then to grow.
+    pub(super) fn pacing_rate(&self, srtt: Option<Duration>) -> Option<u64> {
+        let round = u64::try_from(srtt?.as_nanos()).unwrap_or(u64::MAX).max(1);
+        let percent = if self.cwnd < self.ssthresh / 2 { 200 } else { 120 };
+        Some((u64::from(self.cwnd) * percent * 10_000_000 / round).max(MIN_RATE))
     }
 
     /// While recovery decides on the window (RFC 9937).

@@ -1,6 +1,8 @@
 //! Conversations named by RFC rule, and two endpoints over a simulated path.
 #![forbid(unsafe_code)]
 
+mod bottleneck;
 mod conversations;
 mod hostile;
+mod pacing;
 mod simulation;
