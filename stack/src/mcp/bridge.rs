@@ -205,7 +205,7 @@ impl Bridge {
             }
         }
         if let Some(leg) = which.and_then(|which| self.leg(which)) {
-            leg.on_icmp(error, cx.now);
+            leg.on_icmp(error, config, cx);
         }
         self.advance(config, cx);
     }
@@ -252,6 +252,8 @@ impl Bridge {
             if !self.advance(config, cx) {
                 // Once for every turn that touched this bridge: what was counted is never older than that.
                 self.drain_counters(config);
+                self.near.drain_mtu_tally(cx.counters);
+                self.far.drain_mtu_tally(cx.counters);
                 return None;
             }
         }

@@ -2,10 +2,11 @@
 #![forbid(unsafe_code)]
 
 use super::info::LegInfo;
+use super::policy::Mcp;
 use crate::buf::Chain;
 use crate::mptcp::{Connection, Event};
-use crate::shard::Cx;
-use crate::tcp::{CloseReason, Phase, Stream, TxSegment};
+use crate::shard::{Counters, Cx};
+use crate::tcp::{CloseReason, Phase, Stream, TooBig, TxSegment};
 use crate::time::Instant;
 use crate::wire::{FlowTuple, IcmpError, IcmpErrorKind, Segment, SeqNum, TxPacket, emit};
 use alloc::boxed::Box;
@@ -138,9 +139,10 @@ impl Leg {
     }
 
     /// An ICMP error about one of its flows. Only a handshake is ended by it: RFC 5927 5.2, RFC 5461 3.
-    pub fn on_icmp(&mut self, error: IcmpError, now: Instant) {
+    pub fn on_icmp(&mut self, error: IcmpError, config: &Mcp, cx: &mut Cx<'_>) {
+        let now = cx.now;
         let IcmpErrorKind::Unreachable(why) = error.kind else {
-            return; // needs path MTU discovery; until then the MSS is configured
+            return self.on_too_big(&error, config, cx);
         };
         match self {
             Leg::Tcp(leg) if leg.is_opening(error.seq) => {
@@ -149,6 +151,26 @@ impl Leg {
             Leg::Tcp(_) => {}
             Leg::Mptcp(connection) => connection.on_unreachable(error.flow, error.seq, why, now),
         }
+    }
+
+    /// What one flow learns about its path is for all that begin there later.
+    fn on_too_big(&mut self, error: &IcmpError, config: &Mcp, cx: &mut Cx<'_>) {
+        let verdict = match self {
+            Leg::Tcp(leg) => leg.stream.on_too_big(error, cx.now),
+            Leg::Mptcp(connection) => connection.on_too_big(error, cx.now),
+        };
+        if let TooBig::Believed(mss) = verdict {
+            config.paths.learn(error.flow.remote.addr, mss, cx.now);
+        }
+        cx.counters.on_too_big(verdict);
+    }
+
+    /// Counts what happened to the paths of its flows.
+    pub fn drain_mtu_tally(&mut self, counters: &mut Counters) {
+        counters.on_mtu_tally(match self {
+            Leg::Tcp(leg) => leg.stream.drain_mtu_tally(),
+            Leg::Mptcp(connection) => connection.drain_mtu_tally(),
+        });
     }
 
     /// Whether our first SYN is out, unanswered, and is what an ICMP error quotes.

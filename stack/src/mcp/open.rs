@@ -146,7 +146,7 @@ impl Asked<'_> {
     }
 
     fn near_tcp(&self, config: &Mcp, cx: &mut Cx<'_>) -> Leg {
-        let opening = cx.opening(self.flow);
+        let opening = config.opening(self.flow, cx);
         let stream = Stream::accept(&config.tcp, self.syn, opening, cx.now);
         Leg::Tcp(Box::new(TcpLeg { flow: self.flow, stream }))
     }
@@ -313,7 +313,7 @@ pub(super) fn connect_plainly(
     cx: &mut Cx<'_>,
 ) -> Option<Leg> {
     let flow = config.far_flow(source, Transport::Tcp, client, server, cx)?;
-    let opening = cx.opening(flow);
+    let opening = config.opening(flow, cx);
     let stream = Stream::connect(&config.tcp, opening, cx.now);
     Some(Leg::Tcp(Box::new(TcpLeg { flow, stream })))
 }

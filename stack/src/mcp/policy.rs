@@ -6,7 +6,7 @@ use super::info::Origin;
 use super::negative_cache::NegativeCache;
 use crate::mptcp::{MptcpConfig, MptcpCounters, SharedConfig};
 use crate::shard::Cx;
-use crate::tcp::TcpConfig;
+use crate::tcp::{Opening, PathMtus, TcpConfig};
 use crate::wire::{Endpoint, FlowTuple};
 use alloc::rc::Rc;
 use alloc::string::String;
@@ -23,6 +23,8 @@ pub struct Mcp {
     /// MPTCP legs towards a dMCP: without MP_CAPABLE there is no conversion, so a SYN never goes without.
     pub(super) explicit: Rc<SharedConfig>,
     pub(super) avoided: NegativeCache,
+    /// What paths carry: what one leg learns, others begin with.
+    pub(super) paths: PathMtus,
     pub(super) counters: MptcpCounters,
     /// Names of rules, those of former configurations included: [`Origin::Rule`] is a place in this list.
     names: Vec<String>,
@@ -65,12 +67,14 @@ impl From<McpConfig> for Mcp {
     fn from(config: McpConfig) -> Mcp {
         let (tcp, mptcp, explicit) = legs(&config);
         let mut names = Vec::new();
+        let paths = PathMtus::default();
         Mcp {
             places: places(&mut names, &config),
             names,
             tcp: Rc::new(tcp),
-            mptcp: Rc::new(mptcp.into()),
-            explicit: Rc::new(explicit.into()),
+            mptcp: Rc::new(SharedConfig::from(mptcp).knowing(&paths)),
+            explicit: Rc::new(SharedConfig::from(explicit).knowing(&paths)),
+            paths,
             avoided: NegativeCache::new(config.remotes.len(), config.negative_cache_ttl),
             counters: MptcpCounters::default(),
             config: Rc::new(config),
@@ -120,6 +124,12 @@ impl Mcp {
         self.mptcp = Rc::new(self.mptcp.with(mptcp));
         self.explicit = Rc::new(self.explicit.with(explicit));
         self.config = Rc::new(config);
+    }
+
+    /// Initial numbers of a TCP leg, and what its path is known to carry.
+    pub(super) fn opening(&self, flow: FlowTuple, cx: &Cx<'_>) -> Opening {
+        let path_mss = self.paths.mss(flow.remote.addr, cx.now);
+        Opening { path_mss, ..cx.opening(flow) }
     }
 
     /// What a connection says that it came by, of rule `i`.

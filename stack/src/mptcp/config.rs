@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::rng::Rng;
-use crate::tcp::{Opening, RightEdge, TcpConfig};
+use crate::tcp::{Opening, PathMtus, RightEdge, TcpConfig};
 use crate::time::{Duration, Instant};
 use crate::wire::{FlowTuple, Prefix};
 use alloc::rc::Rc;
@@ -69,6 +69,8 @@ pub struct SharedConfig {
     pub(super) subflow: Rc<TcpConfig>,
     /// Behind the numbers of subflows; drawn when it is first needed.
     secret: OnceCell<SipHasher13>,
+    /// What paths carry.
+    paths: PathMtus,
 }
 
 impl SharedConfig {
@@ -77,12 +79,18 @@ impl SharedConfig {
         let secret = || SipHasher13::new_with_keys(rng.u64(), rng.u64());
         let mut hasher = *self.secret.get_or_init(secret);
         flow.hash(&mut hasher);
-        Opening::new(hasher.finish(), now)
+        let path_mss = self.paths.mss(flow.remote.addr, now);
+        Opening { path_mss, ..Opening::new(hasher.finish(), now) }
     }
 
     /// Other parameters, the same secret: a flow that is opened again goes on from its predecessor's numbers.
     pub fn with(&self, config: MptcpConfig) -> SharedConfig {
-        SharedConfig { secret: self.secret.clone(), ..config.into() }
+        SharedConfig { secret: self.secret.clone(), paths: self.paths.clone(), ..config.into() }
+    }
+
+    /// The same, with what somebody knows about paths.
+    pub fn knowing(self, paths: &PathMtus) -> SharedConfig {
+        SharedConfig { paths: paths.clone(), ..self }
     }
 }
 
@@ -93,7 +101,12 @@ impl From<MptcpConfig> for SharedConfig {
             receive_buffer: config.receive_buffer,
             ..config.tcp.clone()
         };
-        SharedConfig { config, subflow: Rc::new(subflow), secret: OnceCell::new() }
+        SharedConfig {
+            config,
+            subflow: Rc::new(subflow),
+            secret: OnceCell::new(),
+            paths: PathMtus::default(),
+        }
     }
 }
 

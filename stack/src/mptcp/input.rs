@@ -7,11 +7,11 @@ use super::mapping::{Declaration, Declared, dss_checksum};
 use super::subflow::{Handshake, Stage};
 use crate::buf::Chain;
 use crate::rng::Rng;
-use crate::tcp::{CloseReason, Phase, Reassembly, State, Stop};
+use crate::tcp::{CloseReason, MtuTally, Phase, Reassembly, State, Stop, TooBig};
 use crate::time::Instant;
 use crate::wire::{
-    Control, DataAck, Dsn, Dss, DssDsn, DssMapping, FlowTuple, MpCapable, MpJoin, MptcpOption,
-    MptcpOptions, ResetReason, Segment, SeqNum, Unreachable,
+    Control, DataAck, Dsn, Dss, DssDsn, DssMapping, FlowTuple, IcmpError, MpCapable, MpJoin,
+    MptcpOption, MptcpOptions, ResetReason, Segment, SeqNum, Unreachable,
 };
 use alloc::boxed::Box;
 
@@ -52,6 +52,29 @@ impl Connection {
             self.dirty = true;
             self.subflow_gone(i, CloseReason::Unreachable, now);
         }
+    }
+
+    /// A router says that a segment on `flow` is too big for its path: that subflow's segments become shorter, and a mapping
+    /// that was given to it spans more of them.
+    pub fn on_too_big(&mut self, error: &IcmpError, now: Instant) -> TooBig {
+        let subflow = self.index_of(error.flow).and_then(|i| self.subflows.get_mut(i));
+        match subflow.and_then(|sf| sf.tcb_mut()) {
+            Some(tcb) => {
+                let verdict = tcb.on_too_big(error, now);
+                self.dirty |= matches!(verdict, TooBig::Believed(_));
+                verdict
+            }
+            None => TooBig::OutOfWindow,
+        }
+    }
+
+    /// What happened to the paths of the subflows since the last call.
+    pub fn drain_mtu_tally(&mut self) -> MtuTally {
+        let mut tally = MtuTally::NONE;
+        for tcb in self.subflows.iter_mut().filter_map(|sf| sf.tcb_mut()) {
+            tally.add(tcb.drain_mtu_tally());
+        }
+        tally
     }
 
     /// Whether `flow` is in its handshake and our SYN has this number (RFC 5927 4.1: forgers do not know it).

@@ -507,7 +507,9 @@ impl Connection {
         }
         let Some(m) = self.mapping_of(tx.label) else { return };
         let checksum = self.checksum.then_some(m.checksum);
-        let first = m.dsn == self.idsn + 1 && m.ssn == 1 && self.role == Role::Initiator;
+        // A part of it that goes again by itself names its mapping as any other does.
+        let first =
+            m.dsn == self.idsn + 1 && m.ssn == 1 && self.role == Role::Initiator && tx.offset == 0;
         if first && !self.data_acked {
             if let Some(option) = self.keys_option(Some((m.len, checksum))) {
                 add(&mut tx.segment, option);

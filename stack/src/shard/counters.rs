@@ -1,7 +1,7 @@
 //! What a shard counted, under the names of the kernel's MIBs where the kernel has one.
 #![forbid(unsafe_code)]
 
-use crate::tcp::{Stop, Why};
+use crate::tcp::{MtuTally, Stop, TooBig, Why};
 use crate::wire::Malformed;
 
 macro_rules! counters {
@@ -92,6 +92,28 @@ counters! {
     OutIcmpRateLimit,
     /// Segments of ours that did not leave: the next hop did not answer, or there is no route.
     OutUnreachable,
+    /// Of the ICMP errors: "packet too big" that was believed; segments on that path became shorter.
+    PmtuReduced,
+    /// The same, believed only when the segment was lost (RFC 5927 7.2); counted when it came, too.
+    PmtuConfirmed,
+    /// Of the ICMP errors: "packet too big" that contradicts what was delivered: it waits for the segment to be lost.
+    PmtuDelayed,
+    /// Of the ICMP errors: "packet too big" about nothing that is in flight.
+    OutOfWindowIcmps,
+    /// Of the ICMP errors: "packet too big" with an MTU that no path has.
+    PmtuTooSmall,
+    /// Of the ICMP errors: "packet too big" about a segment that is no larger than it allows.
+    PmtuNoNews,
+    /// Of the ICMP errors: "packet too big" after too many were believed.
+    PmtuLimited,
+    /// "Packet too big" to an address of ours, about no flow that we have.
+    PmtuNoFlow,
+    /// Larger segments than were known to pass did (RFC 4821).
+    TCPMTUPSuccess,
+    /// They did not.
+    TCPMTUPFail,
+    /// Large segments vanished without a word, and smaller ones are sent.
+    PmtuBlackHoles,
     /// MP_JOIN SYNs with a token nobody has, to an address of ours.
     MPJoinNoTokenFound,
     /// Explicit-mode connections that ended up converted.
@@ -191,6 +213,27 @@ impl Counters {
             Why::ResetOutOfOrder | Why::Syn | Why::AckOfUnsent | Why::AckTooOld
         ));
     }
+
+    /// Counts an ICMP "packet too big" about a flow of ours.
+    pub fn on_too_big(&mut self, verdict: TooBig) {
+        let counter = match verdict {
+            TooBig::Believed(_) => &mut self.PmtuReduced,
+            TooBig::Delayed => &mut self.PmtuDelayed,
+            TooBig::OutOfWindow => &mut self.OutOfWindowIcmps,
+            TooBig::TooSmall => &mut self.PmtuTooSmall,
+            TooBig::NoNews => &mut self.PmtuNoNews,
+            TooBig::Limited => &mut self.PmtuLimited,
+        };
+        *counter += 1;
+    }
+
+    /// Counts what flows found out about their paths.
+    pub fn on_mtu_tally(&mut self, tally: MtuTally) {
+        self.TCPMTUPSuccess += u64::from(tally.success);
+        self.TCPMTUPFail += u64::from(tally.fail);
+        self.PmtuConfirmed += u64::from(tally.believed);
+        self.PmtuBlackHoles += u64::from(tally.black_holes);
+    }
 }
 
 #[cfg(test)]
@@ -218,6 +261,22 @@ mod tests {
         assert_eq!(counters.TCPChallengeACK, 4);
         let all = others.len() + challenges.len();
         assert_eq!(counters.entries().filter(|(_, n)| *n == 1).count(), all);
+    }
+
+    #[test]
+    fn every_verdict_about_a_packet_too_big_has_a_counter() {
+        let all = [
+            TooBig::Believed(1_400),
+            TooBig::Delayed,
+            TooBig::OutOfWindow,
+            TooBig::TooSmall,
+            TooBig::NoNews,
+            TooBig::Limited,
+        ];
+        let mut counters = Counters::default();
+        all.into_iter().for_each(|verdict| counters.on_too_big(verdict));
+        counters.on_mtu_tally(MtuTally { success: 1, fail: 1, believed: 1, black_holes: 1 });
+        assert_eq!(counters.entries().filter(|(_, n)| *n == 1).count(), all.len() + 4);
     }
 
     #[test]

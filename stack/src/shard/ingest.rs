@@ -328,6 +328,7 @@ impl<S: Session> Shard<S> {
 
     fn take_icmp(&mut self, packet: RxPacket, via: Via, now: Instant) {
         let Ok(Some(error)) = IcmpError::parse(&packet.octets) else { return self.pass(packet) };
+        let too_big = matches!(error.kind, IcmpErrorKind::PacketTooBig { .. });
         let owner = self.registry.table.flow(&error.flow);
         if let Some(Owner::Session(id)) = owner {
             self.counters.InIcmpErrors += 1;
@@ -335,6 +336,7 @@ impl<S: Session> Shard<S> {
         } else if let Some(shard) = self.elsewhere(owner, &error.flow, via) {
             self.send_away(packet, shard);
         } else {
+            self.counters.PmtuNoFlow += u64::from(too_big && self.owns(error.flow.local.addr));
             self.pass(packet);
         }
     }

@@ -43,7 +43,7 @@ impl Tcb {
             self.count_duplicates(seg, &progress)
         };
         let recovering = matches!(self.recovery(), Recovery::Fast { .. });
-        self.run_recovery(ack, &progress);
+        self.run_recovery(ack, &progress, now);
         if !recovering {
             self.grow(una, pipe_before, &progress, now);
         }
@@ -64,7 +64,8 @@ impl Tcb {
         let una = self.queue.una();
         let sacked_before = self.queue.sacked();
         let min_rtt = self.rtt.min().unwrap_or_default();
-        let mut told = Delivered { rack: &mut self.rack, now, min_rtt, echo, clean: None };
+        let mut told =
+            Delivered { rack: &mut self.rack, now, min_rtt, echo, clean: None, largest: 0 };
         let acked = self.queue.ack(ack, &mut told);
         let mut dsack = false;
         if self.agreed.sack {
@@ -76,7 +77,8 @@ impl Tcb {
                 }
             }
         }
-        let clean = told.clean;
+        let (clean, largest) = (told.clean, told.largest);
+        self.on_delivered_size(largest);
         let (una_now, nxt) = (self.queue.una(), self.queue.nxt());
         if dsack && self.queue.spell_mut().is_none_or(|s| s.begins_dsack_round(una_now, nxt)) {
             self.rack.on_dsack();
@@ -184,8 +186,11 @@ impl Tcb {
     }
 
     /// Fast recovery begins when something is lost: one reduction per round, however much is found later.
-    pub(super) fn enter_recovery_if_lost(&mut self, delivered: u32) {
+    pub(super) fn enter_recovery_if_lost(&mut self, delivered: u32, now: Instant) {
         if self.queue.lost() == 0 || !matches!(self.recovery(), Recovery::Open) {
+            return;
+        }
+        if self.explain_loss(now) {
             return;
         }
         let mss = self.mss(self.room);
@@ -204,15 +209,15 @@ impl Tcb {
         }
     }
 
-    fn run_recovery(&mut self, ack: SeqNum, progress: &Progress) {
+    fn run_recovery(&mut self, ack: SeqNum, progress: &Progress, now: Instant) {
         match self.recovery() {
             Recovery::Open => {}
-            Recovery::Loss { point } if ack.before(*point) => return,
+            Recovery::Loss { point } | Recovery::Refit { point } if ack.before(*point) => return,
             Recovery::Fast { point, .. } if ack.before(*point) => {
                 self.reduce_rate(progress);
                 return;
             }
-            Recovery::Loss { .. } => self.set_recovery(Recovery::Open),
+            Recovery::Loss { .. } | Recovery::Refit { .. } => self.set_recovery(Recovery::Open),
             Recovery::Fast { .. } => {
                 // At most ten segments at once; slow start has the rest of the way to ssthresh.
                 let mss = self.mss(self.room);
@@ -222,7 +227,7 @@ impl Tcb {
                 self.rack.on_recovery_exit();
             }
         }
-        self.enter_recovery_if_lost(progress.delivered);
+        self.enter_recovery_if_lost(progress.delivered, now);
     }
 
     fn reduce_rate(&mut self, progress: &Progress) {

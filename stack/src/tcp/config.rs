@@ -25,6 +25,18 @@ pub enum RightEdge {
     Shared,
 }
 
+/// Whether a flow finds out by itself what its path carries (RFC 4821); `net.ipv4.tcp_mtu_probing` 0, 1 and 2.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum MtuProbing {
+    /// It believes routers only.
+    Off,
+    /// When segments vanish without a word.
+    #[default]
+    BlackHole,
+    /// From the beginning: it starts with [`TcpConfig::base_mss`].
+    Always,
+}
+
 /// Configuration of a flow.
 #[derive(Clone, Debug)]
 pub struct TcpConfig {
@@ -63,6 +75,12 @@ pub struct TcpConfig {
     pub gso_max: u32,
     /// How the advertised window moves.
     pub window: RightEdge,
+    /// Who finds the path MTU.
+    pub mtu_probing: MtuProbing,
+    /// The MSS to fall back to when segments vanish, and to begin a search with; `net.ipv4.tcp_base_mss`.
+    pub base_mss: u16,
+    /// The least MTU in octets that an IPv4 router is believed (RFC 5927 7.2); `net.ipv4.route.min_pmtu`.
+    pub min_pmtu: u16,
 }
 
 impl TcpConfig {
@@ -96,6 +114,9 @@ impl Default for TcpConfig {
             keepalive: None,
             gso_max: 65_535 - 120, // longest IPv6 and TCP header
             window: RightEdge::NeverRetreats,
+            mtu_probing: MtuProbing::BlackHole,
+            base_mss: 1024,
+            min_pmtu: 552,
         }
     }
 }

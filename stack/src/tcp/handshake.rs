@@ -26,6 +26,8 @@ pub struct Opening {
     pub iss: SeqNum,
     /// Added to the clock for TSval (RFC 7323 5.4).
     pub ts_offset: u32,
+    /// Most octets of text and options that the path is known to carry in a segment; `u16::MAX`: nothing is known.
+    pub path_mss: u16,
 }
 
 impl Opening {
@@ -34,7 +36,11 @@ impl Opening {
     /// the SYN (RFC 6191).
     pub fn new(hash: u64, now: Instant) -> Opening {
         let clock = (now.as_micros() / 4) as u32;
-        Opening { iss: SeqNum((hash as u32).wrapping_add(clock)), ts_offset: (hash >> 32) as u32 }
+        Opening {
+            iss: SeqNum((hash as u32).wrapping_add(clock)),
+            ts_offset: (hash >> 32) as u32,
+            path_mss: u16::MAX,
+        }
     }
 }
 
@@ -244,6 +250,7 @@ impl SynSent {
             wl1: seg.seq,
             offered: u32::from(syn_window(&self.cfg).0).saturating_sub(seg.text.len()),
             rtt: self.attempt.rtt(now),
+            path_mss: self.opening.path_mss,
             ack: AckOwed::Now,
         };
         SynSentOutcome::Established {
@@ -423,6 +430,7 @@ impl SynReceived {
             wl1: self.irs,
             offered: u32::from(syn_window(&self.cfg).0),
             rtt: attempt.rtt(now),
+            path_mss: self.opening.path_mss,
             ack: AckOwed::None,
         };
         SynReceivedOutcome::Established(Box::new(Tcb::new(&self.cfg, start, now)))

@@ -25,6 +25,12 @@ pub struct TcpInfo {
     pub mss: u32,
     /// Octets per second at which text leaves, if it is paced.
     pub pacing_rate: Option<u64>,
+    /// What the path is thought to carry, in octets of text and options of a segment; `pmtu` of `ss` less the headers.
+    pub path_mss: u16,
+    /// MSS that we announced.
+    pub advmss: u16,
+    /// Longest segment received lately.
+    pub rcvmss: u16,
     /// Octets sent and neither acknowledged, SACKed nor lost (RFC 6675 pipe).
     pub unacked: u32,
     /// Octets queued and not yet sent.
@@ -68,6 +74,9 @@ impl TcpInfo {
             ssthresh: u32::MAX,
             mss: 0,
             pacing_rate: None,
+            path_mss: 0,
+            advmss: 0,
+            rcvmss: 0,
             unacked: 0,
             notsent: 0,
             snd_wnd: 0,

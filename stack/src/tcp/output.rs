@@ -101,7 +101,7 @@ impl Tcb {
     }
 
     /// Octets that congestion control lets out.
-    fn cwnd_room(&self) -> u32 {
+    pub(super) fn cwnd_room(&self) -> u32 {
         self.congestion.cwnd().saturating_sub(self.inflight())
     }
 
@@ -143,6 +143,11 @@ impl Tcb {
             return self.poll_fin(now);
         }
         self.restart_after_idle(now);
+        if self.trouble.is_some()
+            && let Some(tx) = self.poll_sounding(now)
+        {
+            return Some(tx);
+        }
         let mss = self.mss(self.room);
         let run = self.queue.run(self.burst(mss, now)?);
         let wnd = self.window_room();
@@ -182,7 +187,7 @@ impl Tcb {
         }
     }
 
-    fn send_new(&mut self, n: u32, now: Instant) -> TxSegment {
+    pub(super) fn send_new(&mut self, n: u32, now: Instant) -> TxSegment {
         let last = n == self.queue.unsent();
         let with_fin = last && self.queue.fin() == Fin::Queued && n < self.window_room();
         if self.queue.flight() == 0 {
@@ -197,7 +202,11 @@ impl Tcb {
 
     fn piece_segment(&mut self, piece: Piece, sent: Sent, now: Instant) -> TxSegment {
         let len = piece.text.len();
-        let mss = self.mss(self.room);
+        let mss = match sent {
+            Sent::First => self.segment_limit(piece.seq),
+            Sent::Again => self.mss(self.room),
+        };
+        self.queue.note_size(piece.seq, (len.min(mss) + self.options_len()) as u16);
         self.last_sent = now;
         self.sums.bytes_sent += u64::from(len);
         self.pace(len, now);

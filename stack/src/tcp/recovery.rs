@@ -137,10 +137,13 @@ pub(super) struct Delivered<'a> {
     pub(super) echo: Option<(u32, u32)>,
     /// Earliest and latest time at which octets were sent that were sent once and are delivered now.
     pub(super) clean: Option<(Instant, Instant)>,
+    /// The longest segment delivered now.
+    pub(super) largest: u16,
 }
 
 impl OnDelivered for Delivered<'_> {
     fn on_delivered(&mut self, spell: &mut Spell, sent: Transmission, end: SeqNum) {
+        self.largest = self.largest.max(sent.size);
         let rtt = self.now.since(sent.at);
         // RFC 8985 6.2 step 2: which transmission was it that arrived?
         if sent.again {
@@ -231,6 +234,8 @@ pub(super) enum Recovery {
     Fast { point: SeqNum, prr: Prr },
     /// After a timeout.
     Loss { point: SeqNum },
+    /// What was too large for the path is sent again; not a sign of congestion.
+    Refit { point: SeqNum },
 }
 
 /// A tail loss probe on its way (RFC 8985 7.4).

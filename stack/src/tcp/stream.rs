@@ -2,12 +2,13 @@
 #![forbid(unsafe_code)]
 
 use super::{
-    Arrival, CloseReason, Label, Opening, OptionRoom, Reassembly, State, Stop, SynReceived,
-    SynReceivedOutcome, SynSent, SynSentOutcome, Tcb, TcpConfig, TcpInfo, TimeWait, TxSegment,
+    Arrival, CloseReason, Label, MtuTally, Opening, OptionRoom, Reassembly, State, Stop,
+    SynReceived, SynReceivedOutcome, SynSent, SynSentOutcome, Tcb, TcpConfig, TcpInfo, TimeWait,
+    TooBig, TxSegment,
 };
 use crate::buf::Chain;
 use crate::time::Instant;
-use crate::wire::{Segment, SeqNum};
+use crate::wire::{IcmpError, Segment, SeqNum};
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 
@@ -131,6 +132,22 @@ impl Stream {
             Life::Closed(..) => {}
         }
         None
+    }
+
+    /// A router says that a segment is too big for the path. Poll afterwards.
+    pub fn on_too_big(&mut self, error: &IcmpError, now: Instant) -> TooBig {
+        match &mut self.life {
+            Life::Flow(tcb) => tcb.on_too_big(error, now),
+            _ => TooBig::OutOfWindow,
+        }
+    }
+
+    /// As [`Tcb::drain_mtu_tally`].
+    pub fn drain_mtu_tally(&mut self) -> MtuTally {
+        match &mut self.life {
+            Life::Flow(tcb) => tcb.drain_mtu_tally(),
+            _ => MtuTally::NONE,
+        }
     }
 
     fn establish(&mut self, mut tcb: Box<Tcb>, nxt: SeqNum) {

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::congestion::Congestion;
+use super::pmtu::{Path, RAISE, initial_mss};
 use super::recovery::{Probe, Rack, Recovery};
 use super::rtt::Rtt;
 use super::send_queue::{Fin, SendQueue};
@@ -151,6 +152,8 @@ pub(super) struct Trouble {
     pub(super) challenges: Challenges,
     /// A tail loss probe on its way.
     pub(super) probe: Option<Probe>,
+    /// The path carries less than both ends allow, or it is not known whether it does.
+    pub(super) path: Option<Box<Path>>,
     pub(super) bytes_retrans: u64,
     pub(super) lost: u64,
     pub(super) rtos: u32,
@@ -242,6 +245,8 @@ pub(super) struct Start {
     pub(super) wl1: SeqNum,
     /// Window as we offered it.
     pub(super) offered: u32,
+    /// What the path is known to carry, as an MSS.
+    pub(super) path_mss: u16,
     pub(super) rtt: Rtt,
     pub(super) ack: AckOwed,
 }
@@ -250,14 +255,15 @@ impl Tcb {
     pub(super) fn new(cfg: &Rc<TcpConfig>, start: Start, now: Instant) -> Tcb {
         let agreed = start.agreed;
         let stamps = if agreed.timestamps.is_some() { TIMESTAMPS_LEN } else { 0 };
-        let mss = u32::from(agreed.peer_mss.min(cfg.mss)) - stamps;
-        let mut queue = SendQueue::new(start.una);
+        let path_mss = initial_mss(cfg, agreed.peer_mss.min(cfg.mss), start.path_mss);
+        let mss = u32::from(path_mss) - stamps;
+        let mut queue = SendQueue::new(start.una, path_mss);
         queue.adopt(start.in_flight, now);
         if let Some(spell) = queue.spell_mut() {
             spell.pto_base = now;
         }
         let edge = start.rcv_nxt + start.offered;
-        Tcb {
+        let mut tcb = Tcb {
             state: State::Established,
             snd: SendWindow {
                 wnd: start.snd_wnd.0,
@@ -297,7 +303,9 @@ impl Tcb {
             trouble: None,
             agreed,
             cfg: cfg.clone(),
-        }
+        };
+        tcb.begin_path((start.path_mss == path_mss).then_some(now + RAISE));
+        tcb
     }
 
     /// Queues text. Ignored after [`Tcb::close`].
@@ -481,9 +489,18 @@ impl Tcb {
     /// Most octets of text in one segment when the owner adds `room` (RFC 9293 3.7.1): text and options together
     /// never exceed what either end announced.
     pub fn mss(&self, room: OptionRoom) -> u32 {
+        u32::from(self.queue.path_mss) - self.options_beside(room)
+    }
+
+    /// Octets of options in a segment with text, the owner's `room` among them.
+    fn options_beside(&self, room: OptionRoom) -> u32 {
         let stamps = if self.agreed.timestamps.is_some() { TIMESTAMPS_LEN } else { 0 };
-        let options = (stamps + u32::from(room.text)).min(40);
-        u32::from(self.agreed.peer_mss.min(self.cfg.mss)) - options
+        (stamps + u32::from(room.text)).min(40)
+    }
+
+    /// The same for the room of the last poll.
+    pub(super) fn options_len(&self) -> u32 {
+        self.options_beside(self.room)
     }
 
     /// Retransmission timeouts since the peer last acknowledged something.
@@ -515,6 +532,9 @@ impl Tcb {
             ssthresh: self.congestion.ssthresh(),
             mss: self.mss(self.room),
             pacing_rate: self.pacing_rate(),
+            path_mss: self.queue.path_mss,
+            advmss: self.cfg.mss,
+            rcvmss: self.rcv.mss,
             unacked: self.queue.pipe(),
             notsent: self.queue.unsent(),
             snd_wnd: self.snd.wnd,

@@ -44,10 +44,13 @@ impl Tcb {
             return None;
         }
         self.timer = None;
+        if matches!(self.awaited, Awaited::Tlp | Awaited::Rto) && self.confirm_claim(now) {
+            return None; // what a router said is why nothing comes back
+        }
         let closed = match self.awaited {
             Awaited::Reorder => {
                 self.detect_loss(now);
-                self.enter_recovery_if_lost(0);
+                self.enter_recovery_if_lost(0, now);
                 None
             }
             Awaited::Tlp => {
@@ -80,10 +83,11 @@ impl Tcb {
             return Some(CloseReason::TimedOut);
         }
         self.trouble().rtos += 1;
+        self.suspect_black_hole(now);
         let mss = self.mss(self.room);
         let event = match self.recovery() {
             Recovery::Loss { .. } => LossEvent::Known,
-            Recovery::Open | Recovery::Fast { .. } => LossEvent::New,
+            Recovery::Open | Recovery::Fast { .. } | Recovery::Refit { .. } => LossEvent::New,
         };
         let undo = || Undo { congestion: self.congestion.clone(), stamp: None };
         let undo = (event == LossEvent::New).then(undo);

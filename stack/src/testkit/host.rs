@@ -105,7 +105,7 @@ impl TcpHost {
     }
 
     fn opening(&mut self) -> Opening {
-        Opening { iss: SeqNum(self.rng.u32()), ts_offset: self.rng.u32() }
+        Opening { iss: SeqNum(self.rng.u32()), ts_offset: self.rng.u32(), path_mss: u16::MAX }
     }
 
     fn begin(&mut self, flow: FlowTuple, stream: Stream, plan: Plan) -> usize {

@@ -41,7 +41,8 @@ pub enum IcmpErrorKind {
     Unreachable(Unreachable),
     /// The packet is too big for the path.
     PacketTooBig {
-        /// MTU of the next hop in octets, IP header included; 0 from routers older than RFC 1191.
+        /// MTU of the next hop in octets, IP header included. Routers older than RFC 1191 do not tell it: then it is the next
+        /// smaller one that is in use somewhere.
         mtu: u32,
     },
 }
@@ -163,8 +164,25 @@ impl IcmpError {
         };
         check_checksum(packet, &outer)?;
         let from = outer.src;
-        Ok(parse_quoted(r.0).map(|(flow, seq)| IcmpError { flow, seq, from, kind }))
+        Ok(parse_quoted(r.0).map(|(flow, seq, total_len)| {
+            let kind = match kind {
+                IcmpErrorKind::PacketTooBig { mtu: 0 } => {
+                    IcmpErrorKind::PacketTooBig { mtu: plateau_below(total_len) }
+                }
+                kind => kind,
+            };
+            IcmpError { flow, seq, from, kind }
+        }))
     }
+}
+
+/// The MTU that a router may have that refused `total_len` octets and does not say (RFC 1191 7.1, the common ones of today
+/// added).
+fn plateau_below(total_len: usize) -> u32 {
+    const PLATEAUS: [u32; 12] =
+        [32_000, 17_914, 8_166, 4_352, 2_002, 1_492, 1_400, 1_280, 1_006, 508, 296, 68];
+    let below = PLATEAUS.into_iter().find(|mtu| (*mtu as usize) < total_len);
+    below.unwrap_or(68)
 }
 
 /// ICMPv6 has 32 bits for the MTU.
@@ -188,14 +206,14 @@ fn check_checksum(packet: &Chain, outer: &IpHeader) -> Result<(), Malformed> {
 
 /// The start of the packet that we sent: routers may quote no more than 8 octets of TCP, and may have changed what they
 /// forward (TTL, checksum), so that only what names the flow is read.
-fn parse_quoted(octets: &[u8]) -> Option<(FlowTuple, SeqNum)> {
+fn parse_quoted(octets: &[u8]) -> Option<(FlowTuple, SeqNum, usize)> {
     let ip = IpHeader::parse_quoted(octets)?;
     if ip.protocol != PROTOCOL_TCP || ip.fragment {
         return None;
     }
     let mut r = Octets(octets.get(ip.len..)?);
     let (local, remote) = (Endpoint::new(ip.src, r.u16()?), Endpoint::new(ip.dst, r.u16()?));
-    Some((FlowTuple { local, remote }, SeqNum(r.u32()?)))
+    Some((FlowTuple { local, remote }, SeqNum(r.u32()?), ip.total_len))
 }
 
 #[cfg(test)]

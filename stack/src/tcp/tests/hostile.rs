@@ -44,7 +44,12 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 fn establish(cfg: &Rc<TcpConfig>, iss: SeqNum) -> alloc::boxed::Box<Tcb> {
-    let mut syn = SynSent::new(cfg, Opening { iss, ts_offset: 9 }, Chain::new(), Instant::ZERO);
+    let mut syn = SynSent::new(
+        cfg,
+        Opening { iss, ts_offset: 9, path_mss: u16::MAX },
+        Chain::new(),
+        Instant::ZERO,
+    );
     syn.poll_transmit(Instant::ZERO);
     let answer = Segment {
         seq: SeqNum(u32::MAX - 5000),

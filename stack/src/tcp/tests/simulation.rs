@@ -109,7 +109,8 @@ struct Net {
 impl Net {
     fn new(cfg: &[TcpConfig; 2], path: &Path, back: &Path, seed: u64) -> Net {
         let mut rng = Rng::from_number(seed);
-        let mut draw = || Opening { iss: SeqNum(rng.u32()), ts_offset: rng.u32() };
+        let mut draw =
+            || Opening { iss: SeqNum(rng.u32()), ts_offset: rng.u32(), path_mss: u16::MAX };
         let (a, b) = (draw(), draw());
         let now = Instant::from_millis(1000);
         let cfg = cfg.clone().map(Rc::new);
