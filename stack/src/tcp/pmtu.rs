@@ -348,7 +348,7 @@ impl Tcb {
         }
         let size = path.next_size(low, ceiling, options as u16)?;
         let text = u32::from(size) - options;
-        if !self.may_sound(text) {
+        if !self.may_sound(text, now) {
             return None;
         }
         let start = self.queue.nxt();
@@ -357,7 +357,7 @@ impl Tcb {
     }
 
     /// RFC 4821 7.4: nothing is wrong, there is as much new text under one label, and both windows take it.
-    fn may_sound(&self, text: u32) -> bool {
+    fn may_sound(&self, text: u32, now: Instant) -> bool {
         let mss = self.mss(self.room);
         matches!(self.recovery(), Recovery::Open)
             && self.queue.lost() == 0
@@ -366,6 +366,7 @@ impl Tcb {
             && self.queue.run(text) == text
             && self.window_room() >= text
             && self.cwnd_room() >= mss
+            && self.burst(mss, now).is_some()
             && self.congestion.cwnd() >= text + 3 * mss
     }
 

@@ -6,7 +6,7 @@ use crate::wire::SeqNum;
 
 impl SendQueue {
     /// The octets at `seq` went out just now in segments of at most `size` octets.
-    pub(super) fn note_size(&mut self, seq: SeqNum, size: u16) {
+    pub(in crate::tcp) fn note_size(&mut self, seq: SeqNum, size: u16) {
         let Some(busy) = &mut self.busy else { return };
         let i = match busy.sent.back() {
             Some(last) if last.seq == seq => busy.sent.len() - 1,
@@ -23,17 +23,17 @@ impl SendQueue {
     }
 
     /// How long the segment at `seq` was, if it is not known to have arrived.
-    pub(super) fn size_in_flight(&self, seq: SeqNum) -> Option<u16> {
+    pub(in crate::tcp) fn size_in_flight(&self, seq: SeqNum) -> Option<u16> {
         self.at(seq).filter(|entry| entry.place != Place::Sacked).map(|entry| entry.sent.size)
     }
 
     /// Whether the octet at `seq` is lost and not sent again.
-    pub(super) fn is_lost(&self, seq: SeqNum) -> bool {
+    pub(in crate::tcp) fn is_lost(&self, seq: SeqNum) -> bool {
         self.at(seq).is_some_and(|entry| entry.place == Place::Lost)
     }
 
     /// Octets between `start` and `end` that are lost.
-    pub(super) fn lost_within(&self, start: SeqNum, end: SeqNum) -> u32 {
+    pub(in crate::tcp) fn lost_within(&self, start: SeqNum, end: SeqNum) -> u32 {
         let Some(busy) = &self.busy else { return 0 };
         let entries = busy.sent.range(busy.index_of(start)..);
         let inside = entries.take_while(|entry| entry.seq.before(end));
@@ -41,7 +41,7 @@ impl SendQueue {
     }
 
     /// Everything between `start` and `end` that has not arrived is lost.
-    pub(super) fn lose_range(&mut self, start: SeqNum, end: SeqNum) {
+    pub(in crate::tcp) fn lose_range(&mut self, start: SeqNum, end: SeqNum) {
         let Some(busy) = &mut self.busy else { return };
         busy.cut_at(end);
         let first = busy.index_of(start);
@@ -51,7 +51,7 @@ impl SendQueue {
     }
 
     /// What is in flight in segments of more than `size` octets is lost.
-    pub(super) fn lose_larger(&mut self, size: u16) {
+    pub(in crate::tcp) fn lose_larger(&mut self, size: u16) {
         let Some(busy) = &mut self.busy else { return };
         for entry in busy.sent.iter_mut().filter(|entry| entry.sent.size > size) {
             Busy::mark_lost(entry, &mut busy.lost_octets, &mut busy.lost_from);
