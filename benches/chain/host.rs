@@ -194,5 +194,5 @@ impl Host {
 
 /// Numbers that need not surprise anybody here.
 fn opening(flow: FlowTuple) -> Opening {
-    Opening { iss: SeqNum(u32::from(flow.local.port) << 16), ts_offset: 0 }
+    Opening { iss: SeqNum(u32::from(flow.local.port) << 16), ts_offset: 0, path_mss: u16::MAX }
 }
