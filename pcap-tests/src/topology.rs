@@ -105,9 +105,15 @@ pub struct Reference {
 impl Reference {
     /// Builds it with a link per pair of profiles (uMCP to dMCP, and back), the kernels forwarding through the first link.
     pub fn build(profiles: &[[Profile; 2]]) -> io::Result<Reference> {
+        Reference::build_seeded(profiles, 0)
+    }
+
+    /// The same; `seed` decides which packets the links lose, delay or duplicate. What it decides for one way, its
+    /// complement decides for the other.
+    pub fn build_seeded(profiles: &[[Profile; 2]], seed: u64) -> io::Result<Reference> {
         let mut reference = Reference::of(ordered_namespace)?;
         for (i, pair) in profiles.iter().enumerate() {
-            let link = build_link(i, *pair, &reference.umcp, &reference.dmcp)?;
+            let link = build_link(i, *pair, &reference.umcp, &reference.dmcp, seed)?;
             reference.links.push(link);
         }
         reference.forward_through_the_first()
@@ -204,6 +210,7 @@ fn build_link(
     [there, back]: [Profile; 2],
     umcp: &Namespace,
     dmcp: &Namespace,
+    seed: u64,
 ) -> io::Result<Link> {
     let namespace = ordered_namespace(&format!("link{}", index + 1))?;
     let device = wan_device(index);
@@ -211,6 +218,6 @@ fn build_link(
     dmcp.join(&device, &namespace, "b")?;
     umcp.run(|| add_address(&device, umcp_kernel(index), PREFIX_LEN))?;
     dmcp.run(|| add_address(&device, dmcp_kernel(index), PREFIX_LEN))?;
-    let emulator = Emulator::start(&namespace, ("a", "b"), there, back, index as u64)?;
+    let emulator = Emulator::start(&namespace, ("a", "b"), there, back, seed ^ index as u64)?;
     Ok(Link { namespace, emulator })
 }

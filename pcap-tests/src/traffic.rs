@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 /// The receiver counts octets per so much time.
 pub const BIN: Duration = Duration::from_millis(50);
-/// A socket that neither moves data nor ends for so long has failed.
+/// A socket that neither moves data nor ends for so long has failed, unless a transfer says otherwise.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
 const BLOCK: usize = 64 * 1024;
@@ -50,6 +50,8 @@ pub enum Transport {
 pub struct Transfer {
     /// Where the server listens and the client connects to.
     pub server: SocketAddr,
+    /// The relay that the client connects to instead.
+    pub through: Option<SocketAddr>,
     /// What the client's socket speaks.
     pub client_speaks: Transport,
     /// What the server's socket speaks.
@@ -60,6 +62,8 @@ pub struct Transfer {
     pub amount: Amount,
     /// Congestion control of both sockets; `None`: the kernel's default.
     pub congestion: Option<&'static str>,
+    /// How long neither end minds that nothing moves. A sender waits for as long until the receiver has everything.
+    pub patience: Duration,
 }
 
 impl Transfer {
@@ -69,11 +73,13 @@ impl Transfer {
         let congestion = Some("cubic");
         Transfer {
             server,
+            through: None,
             client_speaks: speaks,
             server_speaks: speaks,
             direction,
             amount,
             congestion,
+            patience: PATIENCE,
         }
     }
 }
@@ -138,19 +144,20 @@ pub struct Running {
 
 /// Starts the transfer and returns at once.
 pub fn start(client: &Namespace, server: &Namespace, transfer: Transfer) -> io::Result<Running> {
-    let Transfer { server: address, direction, amount, congestion, .. } = transfer;
+    let Transfer { server: address, direction, congestion, .. } = transfer;
     let listener = server.run(|| listen(address, transfer.server_speaks, congestion))?;
     let server = server.spawn_thread("server", move || {
         let begun = Instant::now();
         let (stream, _) = listener.accept()?;
         let connect = begun.elapsed();
-        run_end(stream, direction == Direction::Down, amount, begun, connect)
+        run_end(stream, direction == Direction::Down, transfer, begun, connect)
     })?;
     let client = client.spawn_thread("client", move || {
         let begun = Instant::now();
-        let stream = connect(address, transfer.client_speaks, congestion)?;
+        let target = transfer.through.unwrap_or(address);
+        let stream = connect(target, transfer.client_speaks, congestion)?;
         let took = begun.elapsed();
-        run_end(stream, direction == Direction::Up, amount, begun, took)
+        run_end(stream, direction == Direction::Up, transfer, begun, took)
     })?;
     Ok(Running { client, server, direction })
 }
@@ -189,10 +196,9 @@ impl Running {
 
 fn explain(error: &io::Error, name: &str) -> io::Error {
     match error.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => io::Error::new(
-            io::ErrorKind::TimedOut,
-            format!("{name}: nothing moved for {PATIENCE:?}"),
-        ),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+            io::Error::new(io::ErrorKind::TimedOut, format!("{name}: nothing moved for too long"))
+        }
         kind => io::Error::new(kind, format!("{name}: {error}")),
     }
 }
@@ -252,16 +258,16 @@ fn socket(for_address: SocketAddr, speaks: Transport, cc: Option<&str>) -> io::R
 fn run_end(
     socket: Socket,
     sends: bool,
-    amount: Amount,
+    transfer: Transfer,
     begun: Instant,
     connect: Duration,
 ) -> io::Result<End> {
-    socket.set_read_timeout(Some(PATIENCE))?;
-    socket.set_write_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(transfer.patience))?;
+    socket.set_write_timeout(Some(transfer.patience))?;
     let name = socket.tcp_congestion().unwrap_or_default();
     let congestion = String::from_utf8_lossy(&name).trim_end_matches('\0').to_owned();
     let stream = TcpStream::from(socket);
-    let end = if sends { send(stream, amount)? } else { receive(stream)? };
+    let end = if sends { send(stream, transfer.amount)? } else { receive(stream)? };
     Ok(End { begun, connect, congestion, ..end })
 }
 

@@ -1,4 +1,5 @@
-//! A uMCP and a dMCP in the namespaces of the reference topology: their configuration, their processes.
+//! Appliances in the namespaces of the reference topology: their configuration, their processes. A uMCP and a dMCP, or one
+//! that relays.
 #![forbid(unsafe_code)]
 
 use crate::child;
@@ -24,7 +25,7 @@ const SERVICE_PORT: u16 = 5123;
 
 /// `plait run` in a namespace; killed when dropped.
 #[derive(Debug)]
-struct Appliance {
+pub struct Appliance {
     process: Process,
     log: PathBuf,
     /// Its control socket: there once it is up.
@@ -80,15 +81,7 @@ impl Pair {
 
     /// What they say of themselves: connections, ports, counters and workers.
     pub fn counters(&self) -> Value {
-        let of = |appliance: &Appliance| {
-            let ask = |show| match control::ask(&appliance.control, Request { show, offset: 0 }) {
-                Ok(reply) => serde_json::to_value(reply).unwrap_or_default(),
-                Err(error) => Value::String(error.to_string()),
-            };
-            let all = [Show::Connections, Show::Ports, Show::Counters, Show::Workers];
-            Value::Array(all.map(ask).into())
-        };
-        json!({ "umcp": of(&self.umcp), "dmcp": of(&self.dmcp) })
+        json!({ "umcp": self.umcp.counters(), "dmcp": self.dmcp.counters() })
     }
 
     /// Adds to an error what the appliances know of it: that one has ended, or else the end of their logs.
@@ -105,6 +98,30 @@ impl Pair {
 }
 
 impl Appliance {
+    /// Starts one with this configuration and waits until it answers on its control socket, which is to be
+    /// `NAMESPACE.sock` in the directory.
+    pub fn start(namespace: &Namespace, config: &str, directory: &Path) -> io::Result<Appliance> {
+        let mut appliance = Appliance::spawn(namespace, config, directory)?;
+        appliance.wait_until_up()?;
+        Ok(appliance)
+    }
+
+    /// Where it answers.
+    pub fn control(&self) -> &Path {
+        &self.control
+    }
+
+    /// What it says of itself: connections, ports, counters and workers.
+    pub fn counters(&self) -> Value {
+        let ask = |show| match control::ask(&self.control, Request { show, offset: 0 }) {
+            Ok(reply) => serde_json::to_value(reply).unwrap_or_default(),
+            Err(error) => Value::String(error.to_string()),
+        };
+        Value::Array(
+            [Show::Connections, Show::Ports, Show::Counters, Show::Workers].map(ask).into(),
+        )
+    }
+
     fn spawn(namespace: &Namespace, config: &str, directory: &Path) -> io::Result<Appliance> {
         let file = |extension: &str| directory.join(format!("{}.{extension}", namespace.name()));
         let (toml, log, control) = (file("toml"), file("log"), file("sock"));
@@ -137,7 +154,8 @@ impl Appliance {
         Ok(())
     }
 
-    fn check_alive(&mut self) -> io::Result<()> {
+    /// Fails if it has ended.
+    pub fn check_alive(&mut self) -> io::Result<()> {
         match self.process.poll_exit()? {
             None => Ok(()),
             Some(status) => {
@@ -149,7 +167,7 @@ impl Appliance {
     }
 
     /// The end of its log.
-    fn last_words(&self) -> String {
+    pub fn last_words(&self) -> String {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
         lines[lines.len().saturating_sub(6)..].join("\n  ")

@@ -117,3 +117,34 @@ fn memory_has_a_line_for_every_setting_and_draws_both_kinds_of_devices() {
         assert!(words.any(|word| word.contains(title)), "{title}");
     }
 }
+
+#[test]
+fn transfer_compares_both_ways_with_linux_over_the_same_losses() {
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench-transfer.json");
+    let output = Command::new(env!("CARGO_BIN_EXE_plait"))
+        .args(["bench", "transfer", "--cells", "10mbit-20ms-loss1", "--rounds", "1"])
+        .args(["--contenders", "linux,plait-sends,plait-receives,relay-sends,relay-receives"])
+        .args(["--seconds", "1", "--json"])
+        .arg(&file)
+        .output()
+        .expect("plait bench");
+    let (out, err) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{out}\n{err}");
+    let text = std::fs::read_to_string(&file).expect("the JSON file");
+    let report: Value = serde_json::from_str(&text).expect("JSON");
+    let [cell] = report["cells"].as_array().expect("cells").as_slice() else {
+        panic!("one cell: {report:#}");
+    };
+    let contenders = cell["contenders"].as_array().expect("contenders");
+    assert_eq!(contenders.len(), 5);
+    for entry in contenders {
+        let name = entry["contender"].as_str().expect("a name");
+        assert!(out.contains(name), "{out}");
+        assert!(number(entry, "goodput") > 0.0 && number(entry, "steady") > 0.0, "{entry:#}");
+        assert!(entry["of_linux"].as_f64().is_some(), "{entry:#}");
+        let lost = entry["rounds"][0]["link"][0]["lost"].as_u64();
+        assert!(lost > Some(0), "the link loses data: {entry:#}");
+        assert!(number(entry, "retransmitted") > 0.0, "{name} sent again what was lost: {entry:#}");
+    }
+}

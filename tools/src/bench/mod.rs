@@ -3,7 +3,7 @@
 //! [`contender`] is what is compared ([`haproxy`] the rival's set-up), [`rounds`] runs them in turn and sums up, [`machine`]
 //! counts processor time, [`plot`] draws. One file per measurement: [`chain`] (throughput; [`bulk`] is its load),
 //! [`connections`] (short connections), [`latency`] (requests over a kept one), [`memory`] (what a conversion point costs by
-//! itself).
+//! itself), [`transfer`] (TCP against the kernel's over links that lose and reorder).
 #![forbid(unsafe_code)]
 
 mod bulk;
@@ -16,14 +16,15 @@ mod machine;
 mod memory;
 mod plot;
 mod rounds;
+mod transfer;
 
 use clap::{Args, Subcommand};
 use std::process::ExitCode;
 
 /// Measure Plait against HAProxy with the kernel's MPTCP or TCP, and against no proxy at all.
 ///
-/// Every measurement builds client - MCP1 - two links - MCP2 - server in network namespaces of its own, without shaping,
-/// and removes them. Contenders run in turn (A B C A B C ...); what counts are the ratios of one run.
+/// Every measurement builds client - MCP1 - two links - MCP2 - server in network namespaces of its own, without shaping
+/// (`transfer`: one emulated link), and removes them. Contenders run in turn (A B C A B C ...); what counts are the ratios of one run.
 #[derive(Args, Debug)]
 pub struct BenchArgs {
     #[command(subcommand)]
@@ -36,6 +37,7 @@ enum What {
     Connections(connections::ConnectionsArgs),
     Latency(latency::LatencyArgs),
     Memory(memory::MemoryArgs),
+    Transfer(transfer::TransferArgs),
 }
 
 /// Runs the measurement. Call it while the process has a single thread.
@@ -45,6 +47,7 @@ pub fn run(args: &BenchArgs) -> ExitCode {
         What::Connections(args) => connections::run(args),
         What::Latency(args) => latency::run(args),
         What::Memory(args) => memory::run(args),
+        What::Transfer(args) => transfer::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

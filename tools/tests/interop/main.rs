@@ -10,6 +10,7 @@ mod cores;
 mod ipv6;
 mod mtu;
 mod pair;
+mod recovery;
 mod reload;
 mod signals;
 mod single;
