@@ -195,6 +195,7 @@ impl Tcb {
         }
         let mss = self.mss(self.room);
         self.trouble().recoveries += 1;
+        self.agreed.ecn.on_reduced();
         self.congestion.on_loss(self.queue.flight(), mss);
         // RFC 9937 6: RecoverFS.
         let recover_fs = self.queue.flight() - self.queue.sacked() + delivered;
@@ -205,6 +206,7 @@ impl Tcb {
         let point = self.queue.nxt();
         if let Some(spell) = self.queue.spell_mut() {
             spell.recovery = Recovery::Fast { point, prr };
+            spell.reduced_until = Some(point);
             spell.undo = None;
         }
     }

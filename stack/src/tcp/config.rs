@@ -14,6 +14,20 @@ pub enum Algorithm {
     Cubic,
 }
 
+/// How far a flow uses explicit congestion notification; as `net.ipv4.tcp_ecn` 0, 2, 1 and 3.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum EcnMode {
+    /// Not at all.
+    Off,
+    /// When the peer asks for it: RFC 3168 or RFC 9768, as it asks.
+    #[default]
+    Accept,
+    /// Ask for RFC 3168.
+    On,
+    /// Ask for RFC 9768 (AccECN); a peer that knows only RFC 3168 answers with that.
+    Accurate,
+}
+
 /// How the right edge of the receive window moves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum RightEdge {
@@ -50,6 +64,10 @@ pub struct TcpConfig {
     pub congestion: Algorithm,
     /// Whether text leaves at a rate.
     pub pacing: Pacing,
+    /// Explicit congestion notification.
+    pub ecn: EcnMode,
+    /// Reduce the window less for a mark than for a loss (RFC 8511): marks come from short queues.
+    pub abe: bool,
     /// Offer and accept Timestamps (RFC 7323).
     pub timestamps: bool,
     /// Offer and accept SACK (RFC 2018).
@@ -102,6 +120,8 @@ impl Default for TcpConfig {
             send_buffer: 4 << 20,
             congestion: Algorithm::Cubic,
             pacing: Pacing::Auto,
+            ecn: EcnMode::Accept,
+            abe: true,
             timestamps: true,
             sack: true,
             delayed_ack: Duration::from_millis(40),

@@ -1,6 +1,7 @@
 //! The handshake, both ways: before a [`Tcb`] exists (RFC 9293 3.5, 3.10.7.3).
 #![forbid(unsafe_code)]
 
+use super::ecn::{self, EcnState};
 use super::output::plain;
 use super::rtt::{INITIAL_RTO, Rtt};
 use super::tcb::{AckOwed, Agreed, MIN_MSS, Stamps, Start};
@@ -8,7 +9,7 @@ use super::{CloseReason, Tcb, TcpConfig, TxSegment, reset_reply};
 use crate::buf::Chain;
 use crate::time::{Duration, Instant};
 use crate::wire::{
-    Control, MptcpOptions, Options, Segment, SeqNum, SynOptions, Timestamps, UnscaledWindow,
+    Control, Ecn, MptcpOptions, Options, Segment, SeqNum, SynOptions, Timestamps, UnscaledWindow,
     WindowScale, WindowSize,
 };
 use alloc::boxed::Box;
@@ -159,6 +160,10 @@ fn agree(cfg: &TcpConfig, opening: Opening, syn: &Segment, now: Instant) -> Agre
         snd_scale,
         rcv_scale,
         sack: cfg.sack && theirs.sack_permitted,
+        ecn: match syn.ack {
+            Some(_) => EcnState::answered(cfg.ecn, syn),
+            None => EcnState::accept(cfg.ecn, syn),
+        },
         timestamps: theirs.timestamps.filter(|_| cfg.timestamps).map(|ts| Stamps {
             offset: opening.ts_offset,
             recent: ts.val,
@@ -280,7 +285,11 @@ impl SynSent {
         }
         let (iss, again) = (self.opening.iss, self.attempt.retries > 0);
         // The text goes with every transmission: it says where the flow is to go (SPEC T3).
-        Some(syn_segment(&self.cfg, iss, None, options, self.text.clone(), again))
+        let mut tx = syn_segment(&self.cfg, iss, None, options, self.text.clone(), again);
+        if !again {
+            tx.segment.ecn = ecn::request(self.cfg.ecn); // RFC 3168 6.1.1.1(a): perhaps somebody drops SYNs for it
+        }
+        Some(tx)
     }
 
     /// When [`SynSent::on_deadline`] wants to be called.
@@ -316,6 +325,8 @@ pub struct SynReceived {
     rcv_nxt: SeqNum,
     syn_end: SeqNum,
     window: WindowSize,
+    /// What the SYN was marked with.
+    syn_ecn: Ecn,
     /// Both ends offer scaling, so ours is in the SYN/ACK.
     scaling: bool,
     answer: Answer,
@@ -350,6 +361,7 @@ impl SynReceived {
             rcv_nxt: syn.seq + 1 + accept_text.min(syn.text.len()),
             syn_end: syn.seq + syn.len(),
             window: syn.window.scale(WindowScale::new(0)),
+            syn_ecn: syn.traffic_class.ecn(),
             scaling: matches!(&syn.options, Options::Syn(o) if o.window_scale.is_some()),
             answer: Answer::Held,
             challenge: false,
@@ -468,7 +480,10 @@ impl SynReceived {
                     .map(|ts| Timestamps { val: ts.val(now), ecr: ts.recent });
                 let again = attempt.retries > 0;
                 let ack = Some(self.rcv_nxt);
-                Some(syn_segment(&self.cfg, self.opening.iss, ack, options, text.clone(), again))
+                let iss = self.opening.iss;
+                let mut tx = syn_segment(&self.cfg, iss, ack, options, text.clone(), again);
+                tx.segment.ecn = self.agreed.ecn.syn_ack_flags(self.syn_ecn);
+                Some(tx)
             }
         }
     }

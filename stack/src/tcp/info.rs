@@ -59,6 +59,12 @@ pub struct TcpInfo {
     pub dup_in: u32,
     /// Segments of text that arrived out of order.
     pub rcv_ooopack: u32,
+    /// Which ECN was agreed on, if any: `ecn` (RFC 3168) or `accecn` (RFC 9768).
+    pub ecn: Option<&'static str>,
+    /// Packets that arrived with CE.
+    pub ce_in: u32,
+    /// Packets sent that met CE, as far as the peer tells.
+    pub delivered_ce: u32,
 }
 
 impl TcpInfo {
@@ -91,6 +97,9 @@ impl TcpInfo {
             recoveries: 0,
             dup_in: 0,
             rcv_ooopack: 0,
+            ecn: None,
+            ce_in: 0,
+            delivered_ce: 0,
         }
     }
 }

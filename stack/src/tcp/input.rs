@@ -1,6 +1,7 @@
 //! A segment arrives (RFC 9293 3.10.7.4): one function per check, in the RFC's order.
 #![forbid(unsafe_code)]
 
+use super::ecn::News;
 use super::tcb::{AckOwed, Tcb};
 use super::{Arrival, CloseReason, Event, State, Stop, Why};
 use crate::time::{Duration, Instant};
@@ -140,8 +141,11 @@ impl Tcb {
         arrival.accepted = true;
         self.last_heard = now;
         self.probes = 0;
-        self.update_ts_recent(seg, now);
-        if ack.before(una) {
+        let younger = self.update_ts_recent(seg, now);
+        let old = ack.before(una);
+        let news = if una.before(ack) || younger && !old { News::Yes } else { News::No };
+        self.take_ecn(seg, ack, news);
+        if old {
             return Continue(()); // an old ACK tells nothing, its text may be new
         }
         arrival.window_changed = self.update_window(seg, ack);
@@ -157,14 +161,16 @@ impl Tcb {
         Continue(())
     }
 
-    /// RFC 7323 4.3.
-    fn update_ts_recent(&mut self, seg: &Segment, now: Instant) {
+    /// RFC 7323 4.3. Whether the stamp is younger than all before.
+    fn update_ts_recent(&mut self, seg: &Segment, now: Instant) -> bool {
+        let before = self.agreed.timestamps.map(|stamps| stamps.recent);
         if let (Some(stamps), Some(ts)) = (&mut self.agreed.timestamps, seg.options.timestamps())
             && seg.seq.at_or_before(self.rcv.last_ack_sent)
             && (ts.val.wrapping_sub(stamps.recent) as i32) >= 0
         {
             (stamps.recent, stamps.recent_at) = (ts.val, now);
         }
+        self.agreed.timestamps.map(|stamps| stamps.recent) != before
     }
 
     /// RFC 9293 3.10.7.4: not from segments that were overtaken.
@@ -306,7 +312,7 @@ impl Tcb {
         }
     }
 
-    fn owe_ack_now(&mut self) {
+    pub(super) fn owe_ack_now(&mut self) {
         if self.ack != AckOwed::Pure {
             self.ack = AckOwed::Now;
         }

@@ -7,6 +7,7 @@
 mod ack;
 mod config;
 mod congestion;
+mod ecn;
 mod handshake;
 mod info;
 mod input;
@@ -26,7 +27,7 @@ mod time_wait;
 mod timer;
 mod values;
 
-pub use config::{Algorithm, MtuProbing, RightEdge, TcpConfig};
+pub use config::{Algorithm, EcnMode, MtuProbing, RightEdge, TcpConfig};
 pub use handshake::{Opening, SynReceived, SynReceivedOutcome, SynSent, SynSentOutcome};
 pub use info::TcpInfo;
 pub use pacing::Pacing;

@@ -1,6 +1,7 @@
 //! What to send next: RST, ACK, probe, retransmission, new text, in this order (RFC 9293 3.8, RFC 5681).
 #![forbid(unsafe_code)]
 
+use super::ecn::NewText;
 use super::recovery::{Probe, Recovery};
 use super::send_queue::{Fin, Piece};
 use super::tcb::{AckOwed, Due, Reset, TIMESTAMPS_LEN, Tcb};
@@ -8,7 +9,7 @@ use super::{OptionRoom, RightEdge, State, TxSegment};
 use crate::buf::Chain;
 use crate::time::Instant;
 use crate::wire::{
-    Control, Options, SackBlock, SackBlocks, Segment, SegmentOptions, SeqNum, Timestamps,
+    Control, Ecn, Options, SackBlock, SackBlocks, Segment, SegmentOptions, SeqNum, Timestamps,
     UnscaledWindow, WindowSize,
 };
 
@@ -138,6 +139,14 @@ impl Tcb {
         }
     }
 
+    /// Most octets of text in one [`TxSegment`]: whole segments.
+    pub(super) fn super_segment(&self, mss: u32) -> u32 {
+        if self.agreed.ecn.forbids_super_segments() {
+            return mss;
+        }
+        (self.cfg.gso_max / mss * mss).max(mss)
+    }
+
     fn poll_new(&mut self, now: Instant) -> Option<TxSegment> {
         if self.queue.unsent() == 0 {
             return self.poll_fin(now);
@@ -220,6 +229,13 @@ impl Tcb {
         }
         let control = if piece.fin { Control::Fin } else { Control::None };
         let mut segment = self.segment(piece.seq, control, now);
+        if sent == Sent::First && len > 0 && self.agreed.ecn.marks() {
+            // RFC 3168 6.1.4(a), 6.1.5(a): neither ACKs nor what is sent again.
+            segment.traffic_class = segment.traffic_class.with_ecn(Ecn::Ect0);
+            segment.ecn = self.agreed.ecn.flags(NewText::Yes);
+        } else {
+            segment.ecn = self.agreed.ecn.flags(NewText::No);
+        }
         segment.push = self.queue.unsent() == 0 || piece.fin;
         segment.text = piece.text;
         TxSegment {
@@ -239,6 +255,7 @@ impl Tcb {
     /// A segment without text at `seq`.
     fn ack_segment(&mut self, seq: SeqNum, now: Instant) -> TxSegment {
         let mut segment = self.segment(seq, Control::None, now);
+        segment.ecn = self.agreed.ecn.flags(NewText::No);
         let free = OPTION_SPACE - self.stamps_len();
         let blocks = free.saturating_sub(u32::from(self.room.ack) + 4) / 8;
         let mut used = 0;

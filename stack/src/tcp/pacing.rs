@@ -88,7 +88,7 @@ impl Tcb {
 
     /// Octets that may leave as one piece now, in whole segments; `None`: the rate does not allow any yet.
     pub(super) fn burst(&self, mss: u32, now: Instant) -> Option<u32> {
-        let most = (self.cfg.gso_max / mss * mss).max(mss);
+        let most = self.super_segment(mss);
         let Some(rate) = self.rate_to_keep() else { return Some(most) };
         let released = self.queue.spell().is_none_or(|spell| spell.pacer.release <= now);
         released.then(|| most.min(quantum(rate, mss, self.cfg.gso_max)))

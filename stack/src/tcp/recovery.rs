@@ -48,6 +48,8 @@ pub(super) struct Spell {
     pub(super) pacer: Pacer,
     /// Duplicate ACKs in a row, where the peer has no SACK.
     pub(super) dup_acks: u32,
+    /// Marks on what was sent up to here are answered already.
+    pub(super) reduced_until: Option<SeqNum>,
 }
 
 impl Spell {
@@ -63,6 +65,7 @@ impl Spell {
             limited_until: una,
             pacer: Pacer::new(),
             dup_acks: 0,
+            reduced_until: None,
         }
     }
 

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::congestion::Congestion;
+use super::ecn::EcnState;
 use super::pmtu::{Path, RAISE, initial_mss};
 use super::recovery::{Probe, Rack, Recovery};
 use super::rtt::Rtt;
@@ -32,6 +33,7 @@ pub(super) struct Agreed {
     pub(super) snd_scale: WindowScale,
     pub(super) rcv_scale: WindowScale,
     pub(super) sack: bool,
+    pub(super) ecn: EcnState,
     pub(super) timestamps: Option<Stamps>,
 }
 
@@ -161,6 +163,9 @@ pub(super) struct Trouble {
     pub(super) recoveries: u32,
     pub(super) duplicates_in: u32,
     pub(super) out_of_order_in: u32,
+    /// Packets that came with CE, and that went out and are said to have met it.
+    pub(super) ce_in: u32,
+    pub(super) delivered_ce: u32,
 }
 
 /// A flow in a synchronized state. Arguments down, values up: it calls nobody and reads no clock.
@@ -549,6 +554,9 @@ impl Tcb {
             recoveries: trouble.recoveries,
             dup_in: trouble.duplicates_in,
             rcv_ooopack: trouble.out_of_order_in,
+            ecn: self.agreed.ecn.name(),
+            ce_in: trouble.ce_in,
+            delivered_ce: trouble.delivered_ce,
         }
     }
 

@@ -94,6 +94,7 @@ impl Tcb {
         let before = self.queue.lost();
         let waited = self.rack.rtt() + self.reo_wnd();
         self.congestion.on_timeout(self.queue.flight(), mss, event);
+        self.agreed.ecn.on_reduced();
         self.queue.lose_at_timeout(waited, now);
         self.count_lost(self.queue.lost().saturating_sub(before));
         let point = self.queue.nxt();

@@ -142,6 +142,22 @@ impl Congestion {
         self.ssthresh = target.max(2 * mss);
     }
 
+    /// A mark instead of a loss (RFC 3168 6.1.2): there is nothing to repair, so the window is cut at once.
+    pub(super) fn on_congestion_experienced(&mut self, flight: u32, mss: u32, abe: bool) {
+        let before = self.cwnd;
+        let in_slow_start = self.in_slow_start();
+        self.on_loss(flight, mss);
+        // RFC 8511 3.1(a): in slow start the window may be twice what the path carries, and a mark is as good as a loss.
+        if abe && !in_slow_start {
+            let (by, of) = match self.growth {
+                Growth::NewReno(_) => (80, 50),
+                Growth::Cubic(_) | Growth::Watched(..) => (85, 70),
+            };
+            self.ssthresh = (u64::from(self.ssthresh) * by / of).min(u64::from(before)) as u32;
+        }
+        self.cwnd = self.ssthresh.min(before);
+    }
+
     /// From here on the algorithm decides.
     fn end_first_slow_start(&mut self) {
         self.growth = match self.growth {
