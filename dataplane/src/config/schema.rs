@@ -440,6 +440,12 @@ pub struct Tcp {
     /// Whether text leaves at a rate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pacing: Option<Pacing>,
+    /// As `net.ipv4.tcp_ecn`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ecn: Option<EcnMode>,
+    /// Reduce the window less for a mark than for a loss (RFC 8511).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub abe: Option<bool>,
     /// As `net.ipv4.tcp_timestamps`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timestamps: Option<bool>,
@@ -494,6 +500,21 @@ pub enum Congestion {
     Cubic,
     /// RFC 5681 and 6582, which the kernel calls `reno`.
     Reno,
+}
+
+/// `tcp.ecn`
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EcnMode {
+    /// `net.ipv4.tcp_ecn=0`.
+    Off,
+    /// Only if the peer asks: `net.ipv4.tcp_ecn=2`.
+    #[default]
+    Accept,
+    /// Ask for RFC 3168: `net.ipv4.tcp_ecn=1`.
+    On,
+    /// Ask for RFC 9768: `net.ipv4.tcp_ecn=3`.
+    Accurate,
 }
 
 /// `[mptcp]`

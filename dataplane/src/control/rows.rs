@@ -161,6 +161,9 @@ fn tcp_fields(tcp: &TcpInfo) -> Map<String, Value> {
     put("lost", json!(tcp.lost));
     put("rto_count", json!(tcp.rto_count));
     put("rcv_ooopack", json!(tcp.rcv_ooopack));
+    put("ecn", json!(tcp.ecn));
+    put("rcv_ce", json!(tcp.ce_in));
+    put("delivered_ce", json!(tcp.delivered_ce));
     map
 }
 

@@ -258,6 +258,14 @@ impl Tcb {
         if progress.delivered == 0 || matches!(self.recovery(), Recovery::Fast { .. }) {
             return;
         }
+        // RFC 3168 6.1.2(d): not in the window that a mark reduced.
+        let una_now = self.queue.una();
+        if let Some(spell) = self.queue.spell()
+            && matches!(spell.recovery, Recovery::Open)
+            && spell.reduced_until.is_some_and(|until| una_now.before(until))
+        {
+            return;
+        }
         let cwnd = self.congestion.cwnd();
         let slow_start = cwnd < self.congestion.ssthresh();
         // RFC 7661: the window was used if it stopped us in this round; slow start grants half of it besides, as one

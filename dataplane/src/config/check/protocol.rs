@@ -7,7 +7,7 @@ use crate::config::value::Fault;
 use crate::run::PortConfig;
 use stack::mcp::McpConfig;
 use stack::mptcp::MptcpConfig;
-use stack::tcp::{self, Algorithm, TcpConfig};
+use stack::tcp::{self, Algorithm, EcnMode, TcpConfig};
 use std::time::Duration;
 
 /// What a link is taken for whose MTU nobody says.
@@ -52,6 +52,13 @@ impl Check {
                 Pacing::On => tcp::Pacing::On,
                 Pacing::Off => tcp::Pacing::Off,
             },
+            ecn: match tcp.ecn.unwrap_or_default() {
+                schema::EcnMode::Off => EcnMode::Off,
+                schema::EcnMode::Accept => EcnMode::Accept,
+                schema::EcnMode::On => EcnMode::On,
+                schema::EcnMode::Accurate => EcnMode::Accurate,
+            },
+            abe: tcp.abe.unwrap_or(default.abe),
             timestamps: tcp.timestamps.unwrap_or(true),
             sack: tcp.sack.unwrap_or(true),
             delayed_ack: self.duration(

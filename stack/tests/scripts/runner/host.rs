@@ -8,7 +8,7 @@ use stack::rng::Rng;
 use stack::shard::{
     Counters, Cx, Limits, Opened, Refusal, Session, SessionId, Shard, ShardConfig, Stage,
 };
-use stack::tcp::{Algorithm, CloseReason, Phase, Stream, TcpConfig, TcpInfo};
+use stack::tcp::{Algorithm, CloseReason, EcnMode, Phase, Stream, TcpConfig, TcpInfo};
 use stack::time::Instant;
 use stack::wire::{
     Endpoint, FlowTuple, IcmpError, IcmpErrorKind, RxChecksum, RxPacket, Segment, TxPacket, emit,
@@ -387,6 +387,16 @@ fn set(tcp: &mut TcpConfig, limits: &mut Limits, key: &str, value: &str) -> Resu
         }
         "timestamps" => tcp.timestamps = switch()?,
         "sack" => tcp.sack = switch()?,
+        "abe" => tcp.abe = switch()?,
+        "ecn" => {
+            tcp.ecn = match value {
+                "off" => EcnMode::Off,
+                "accept" => EcnMode::Accept,
+                "on" => EcnMode::On,
+                "accurate" => EcnMode::Accurate,
+                _ => return Err(format!("{value}: not off, accept, on or accurate")),
+            }
+        }
         "delayed_ack" => tcp.delayed_ack = duration(value)?,
         "min_rto" => tcp.min_rto = duration(value)?,
         "max_rto" => tcp.max_rto = duration(value)?,
