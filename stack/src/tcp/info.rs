@@ -103,3 +103,73 @@ impl TcpInfo {
         }
     }
 }
+
+macro_rules! events {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        /// Rare events of a flow that its owner has not yet been told, under the kernel's names.
+        #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+        #[allow(non_snake_case, reason = "the kernel's names, as dashboards know them")]
+        pub struct TcpEvents {
+            $($(#[$doc])* pub $name: u32,)*
+        }
+
+        impl TcpEvents {
+            /// Adds all of `other`.
+            pub(super) fn add(&mut self, other: &TcpEvents) {
+                $(self.$name = self.$name.saturating_add(other.$name);)*
+            }
+
+            /// Names and values.
+            pub fn entries(&self) -> impl Iterator<Item = (&'static str, u32)> {
+                [$((stringify!($name), self.$name)),*].into_iter()
+            }
+        }
+    };
+}
+
+events! {
+    /// Retransmission timeouts.
+    TCPTimeouts,
+    /// Timeouts that F-RTO found to be spurious (RFC 5682).
+    TCPSpuriousRTOs,
+    /// Timeouts undone, for whatever proof.
+    TCPLossUndo,
+    /// Fast recoveries undone when they ended: the originals had arrived (RFC 3522).
+    TCPFullUndo,
+    /// Fast recoveries undone half-way.
+    TCPPartialUndo,
+    /// Fast recoveries undone because all retransmissions were duplicates (RFC 3708).
+    TCPDSACKUndo,
+    /// Tail loss probes (RFC 8985 7).
+    TCPLossProbes,
+    /// Losses that a tail loss probe repaired unseen, and that were answered.
+    TCPLossProbeRecovery,
+    /// Segments sent again in fast recovery.
+    TCPFastRetrans,
+    /// Segments sent again after a timeout.
+    TCPSlowStartRetrans,
+    /// Retransmissions found lost.
+    TCPLostRetransmit,
+    /// Fast recoveries with SACK.
+    TCPSackRecovery,
+    /// Fast recoveries without.
+    TCPRenoRecovery,
+    /// Times a peer threw away what it had SACKed (RFC 2018 8).
+    TCPSACKReneging,
+    /// SACK blocks that cannot be true.
+    TCPSACKDiscard,
+    /// Duplicates reported below the ACK (RFC 2883 4.1).
+    TCPDSACKRecv,
+    /// Duplicates reported beyond a hole.
+    TCPDSACKOfoRecv,
+    /// Duplicate reports that cannot be true, or of more than was sent twice.
+    TCPDSACKIgnoredDubious,
+    /// Duplicates below rcv.nxt reported to the peer.
+    TCPDSACKOldSent,
+    /// Duplicates beyond a hole reported to the peer.
+    TCPDSACKOfoSent,
+    /// Segments received out of order.
+    TCPOFOQueue,
+    /// Times a path was first seen to reorder.
+    TCPSACKReorder,
+}

@@ -146,10 +146,11 @@ impl Tcb {
         let news = if una.before(ack) || younger && !old { News::Yes } else { News::No };
         self.take_ecn(seg, ack, news);
         if old {
-            return Continue(()); // an old ACK tells nothing, its text may be new
+            self.take_ack(seg, arrival, now); // it was overtaken: only what it SACKs may be news
+            return Continue(());
         }
         arrival.window_changed = self.update_window(seg, ack);
-        arrival.acked = self.take_ack(seg, ack, now);
+        arrival.acked = self.take_ack(seg, arrival, now);
         if self.fin_acked() {
             self.on_event(Event::AckOfFin);
             match self.state {
@@ -266,7 +267,9 @@ impl Tcb {
         self.owe_ack_now();
         let nxt = self.rcv.nxt;
         if at != nxt {
-            self.trouble().out_of_order_in += 1;
+            let trouble = self.trouble();
+            trouble.out_of_order_in += 1;
+            trouble.events.TCPOFOQueue += 1;
         }
         let disorder = self.rcv.disorder();
         self.sums.bytes_received += disorder.holes.insert(at, end);

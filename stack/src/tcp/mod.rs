@@ -25,11 +25,12 @@ mod stream;
 mod tcb;
 mod time_wait;
 mod timer;
+mod undo;
 mod values;
 
 pub use config::{Algorithm, EcnMode, MtuProbing, RightEdge, TcpConfig};
 pub use handshake::{Opening, SynReceived, SynReceivedOutcome, SynSent, SynSentOutcome};
-pub use info::TcpInfo;
+pub use info::{TcpEvents, TcpInfo};
 pub use pacing::Pacing;
 pub use path_mtus::PathMtus;
 pub use pmtu::{MtuTally, TooBig, header_len};

@@ -72,6 +72,7 @@ impl Tcb {
     /// What a timer asked for, whatever the windows say.
     fn poll_due(&mut self, now: Instant) -> Option<TxSegment> {
         match self.due.take()? {
+            Due::Retransmission => self.resend_first(now),
             Due::TailLossProbe => self.tail_loss_probe(now),
             // An old octet: outside of any window, so that a living peer must answer it.
             Due::KeepAlive => Some(self.ack_segment(self.queue.una() - 1, now)),
@@ -88,16 +89,32 @@ impl Tcb {
     /// RFC 8985 7.3: new text if the peer's window has room, else the last segment again.
     fn tail_loss_probe(&mut self, now: Instant) -> Option<TxSegment> {
         let mss = self.mss(self.room);
-        self.trouble().tlps += 1;
         self.rto_base = now; // RFC 8985 7.3: the RTO counts from the probe
         let fresh = self.queue.run(self.window_room().min(mss));
         if fresh > 0 {
             let tx = self.send_new(fresh, now);
-            self.trouble().probe = Some(Probe { end: self.queue.nxt(), again: false });
+            self.note_probe(Sent::First, now);
             return Some(tx);
         }
         let piece = self.queue.resend_tail(mss, now)?;
-        self.trouble().probe = Some(Probe { end: self.queue.nxt(), again: true });
+        self.note_probe(Sent::Again, now);
+        Some(self.piece_segment(piece, Sent::Again, now))
+    }
+
+    fn note_probe(&mut self, sent: Sent, now: Instant) {
+        let (end, flight) = (self.queue.nxt(), self.queue.flight());
+        let trouble = self.trouble();
+        trouble.tlps += 1;
+        trouble.events.TCPLossProbes += 1;
+        trouble.probe = Some(Probe { end, again: sent == Sent::Again, at: now, flight });
+        trouble.unmeasured = true;
+    }
+
+    /// RFC 6298 5.4.
+    fn resend_first(&mut self, now: Instant) -> Option<TxSegment> {
+        let n = self.queue.first_lost()?.min(self.mss(self.room));
+        let piece = self.queue.resend_lost(n, now)?;
+        self.rto_base = now;
         Some(self.piece_segment(piece, Sent::Again, now))
     }
 
@@ -108,16 +125,19 @@ impl Tcb {
 
     fn poll_retransmission(&mut self, now: Instant) -> Option<TxSegment> {
         let len = self.queue.first_lost()?;
+        if self.frto_holds() {
+            return None;
+        }
         let mss = self.mss(self.room);
         let first = self.queue.pipe() == 0; // the network is empty: nothing has to wait for a rate
         let burst = self.burst(mss, now).or(first.then_some(mss))?;
         let n = self.portion(len.min(burst), self.cwnd_room(), mss)?;
-        if let Some(spell) = self.queue.spell_mut()
-            && let Recovery::Loss { .. } = spell.recovery
-            && let Some(undo) = &mut spell.undo
-            && undo.stamp.is_none()
-        {
-            undo.stamp = self.agreed.timestamps.map(|stamps| stamps.val(now));
+        let slow_start = matches!(self.recovery(), Recovery::Loss { .. });
+        let events = &mut self.trouble().events;
+        if slow_start {
+            events.TCPSlowStartRetrans += n.div_ceil(mss);
+        } else {
+            events.TCPFastRetrans += n.div_ceil(mss);
         }
         let piece = self.queue.resend_lost(n, now)?;
         if first || piece.seq == self.queue.una() {
@@ -221,6 +241,7 @@ impl Tcb {
         self.pace(len, now);
         if sent == Sent::Again {
             self.trouble().bytes_retrans += u64::from(len);
+            self.note_resent(len + u32::from(piece.fin), now);
         }
         if let Some(spell) = self.queue.spell_mut()
             && let Recovery::Fast { prr, .. } = &mut spell.recovery
@@ -265,9 +286,18 @@ impl Tcb {
             if let Options::Segment(options) = &mut segment.options {
                 options.sack = sack;
             }
+            self.count_dsack();
         }
         self.rcv.forget_duplicate();
         plain(segment, (free - used) as u8)
+    }
+
+    fn count_dsack(&mut self) {
+        let Some(block) = self.rcv.disorder.as_ref().and_then(|d| d.duplicate) else { return };
+        let old = block.left.before(self.rcv.nxt);
+        let events = &mut self.trouble().events;
+        events.TCPDSACKOldSent += u32::from(old);
+        events.TCPDSACKOfoSent += u32::from(!old);
     }
 
     /// The duplicate, then the ranges that changed last, then the others (RFC 2018 4, RFC 2883 4).

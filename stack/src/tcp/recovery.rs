@@ -1,7 +1,6 @@
 //! Loss detection and recovery: RACK-TLP (RFC 8985), proportional rate reduction (RFC 9937).
 #![forbid(unsafe_code)]
 
-use super::congestion::Congestion;
 use super::pacing::Pacer;
 use super::rtt::Rtt;
 use super::send_queue::{OnDelivered, Transmission};
@@ -10,12 +9,12 @@ use crate::wire::SeqNum;
 
 /// Rounds that a widened reordering window lasts (RFC 8985 6.2 step 4).
 const REO_WND_PERSIST: u8 = 16;
-/// Greatest multiple of a quarter of the least RTT.
-const MAX_REO_WND_MULT: u8 = 20;
 /// Segments beyond a hole that count as proof without waiting (RFC 8985 6.2 step 4).
 pub(super) const DUP_THRESH: u32 = 3;
-/// What a receiver may delay an ACK by (RFC 8985 7.2: max_ack_delay; 40 ms at Linux), and some.
+/// What a receiver may delay an ACK by (RFC 8985 7.2: max_ack_delay; at Linux 40 ms or its SRTT), and some.
 const TLP_ACK_DELAY: Duration = Duration::from_millis(50);
+/// What two round trips may vary by when the clock ticks in milliseconds.
+const TLP_SLACK: Duration = Duration::from_millis(2);
 /// PTO before any measurement (RFC 8985 7.2).
 const TLP_INITIAL: Duration = Duration::from_secs(1);
 
@@ -40,7 +39,10 @@ pub(super) struct Spell {
     /// When a segment that waits only for the reordering window will be lost.
     pub(super) reorder_timer: Option<Instant>,
     pub(super) recovery: Recovery,
-    pub(super) undo: Option<Undo>,
+    /// Recovery ended here without SACK: duplicates of this ACK prove nothing (RFC 6582 3.2 step 2).
+    pub(super) recover: Option<SeqNum>,
+    /// When the peer will be taken to have thrown away what it had SACKed.
+    pub(super) reneged: Option<Instant>,
     /// PTO counts from here.
     pub(super) pto_base: Instant,
     /// cwnd held us back for all text up to here.
@@ -60,7 +62,8 @@ impl Spell {
             dsack_round: None,
             reorder_timer: None,
             recovery: Recovery::Open,
-            undo: None,
+            recover: None,
+            reneged: None,
             pto_base: Instant::ZERO,
             limited_until: una,
             pacer: Pacer::new(),
@@ -84,21 +87,13 @@ impl Spell {
     }
 }
 
-/// What congestion control was before a timeout, should it prove spurious (RFC 4015).
-#[derive(Debug)]
-pub(super) struct Undo {
-    pub(super) congestion: Congestion,
-    /// TSval at the first retransmission.
-    pub(super) stamp: Option<u32>,
-}
-
 impl Rack {
     pub(super) fn new() -> Rack {
         Rack {
             rtt: Duration::ZERO.into(),
             reordering_seen: false,
             reo_wnd_mult: 1,
-            reo_wnd_persist: 0,
+            reo_wnd_persist: REO_WND_PERSIST,
         }
     }
 
@@ -118,11 +113,25 @@ impl Rack {
 
     /// The receiver reports a duplicate: something was sent again for nothing, so wait longer (once per round).
     pub(super) fn on_dsack(&mut self) {
-        self.reordering_seen = true;
-        self.reo_wnd_mult = (self.reo_wnd_mult + 1).min(MAX_REO_WND_MULT);
+        self.reo_wnd_mult = self.reo_wnd_mult.saturating_add(1);
         self.reo_wnd_persist = REO_WND_PERSIST;
     }
 
+    pub(super) fn reordering_seen(&self) -> bool {
+        self.reordering_seen
+    }
+
+    /// What was taken for lost had been overtaken.
+    pub(super) fn on_reordering(&mut self) {
+        self.reordering_seen = true;
+    }
+
+    /// A timeout though the peer held enough to prove a loss: we waited for reordering that was none.
+    pub(super) fn on_timeout_while_waiting(&mut self) {
+        self.reordering_seen = false;
+    }
+
+    /// Fast recovery or the repair of a timeout is over, and it was not for nothing (RFC 8985 6.2 step 4).
     pub(super) fn on_recovery_exit(&mut self) {
         self.reo_wnd_persist = self.reo_wnd_persist.saturating_sub(1);
         if self.reo_wnd_persist == 0 {
@@ -142,6 +151,17 @@ pub(super) struct Delivered<'a> {
     pub(super) clean: Option<(Instant, Instant)>,
     /// The longest segment delivered now.
     pub(super) largest: u16,
+    /// Up to where octets were in flight when the timeout came, while it is being repaired.
+    pub(super) point: Option<SeqNum>,
+    /// Whether any of them arrived that were not sent again.
+    pub(super) original: Original,
+}
+
+/// Whether an ACK delivered what was in flight at a timeout and was not sent again since (RFC 5682).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Original {
+    None,
+    Delivered,
 }
 
 impl OnDelivered for Delivered<'_> {
@@ -160,6 +180,9 @@ impl OnDelivered for Delivered<'_> {
         } else {
             let (first, last) = self.clean.unwrap_or((sent.at, sent.at));
             self.clean = Some((first.min(sent.at), last.max(sent.at)));
+            if self.point.is_some_and(|point| end.at_or_before(point)) {
+                self.original = Original::Delivered;
+            }
         }
         let newer = spell.newest.is_none_or(|(known, known_end)| {
             (known.number < sent.number) || (known.number == sent.number && known_end.before(end))
@@ -205,15 +228,13 @@ impl Prr {
     ) -> u32 {
         self.delivered += u64::from(delivered);
         let (pipe, ssthresh, mss) = (u64::from(pipe), u64::from(ssthresh), u64::from(mss));
+        let conserved = self.delivered.saturating_sub(self.out);
         let quota = if pipe > ssthresh {
             (self.delivered * ssthresh).div_ceil(self.recover_fs).saturating_sub(self.out)
         } else {
-            let conserved = self.delivered.saturating_sub(self.out);
-            let limit = match safety {
-                Safety::Safe => conserved.max(u64::from(delivered)) + mss,
-                Safety::Unsafe => conserved,
-            };
-            limit.min(ssthresh - pipe)
+            // RFC 9937 6.2: what was delivered may leave; slow start besides while all goes well.
+            let more = if safety == Safety::Safe { mss } else { 0 };
+            (conserved.max(u64::from(delivered)) + more).min(ssthresh - pipe)
         };
         // The first retransmission goes out whatever the numbers say.
         let quota = if self.out == 0 { quota.max(mss) } else { quota };
@@ -236,9 +257,20 @@ pub(super) enum Recovery {
     /// Fast recovery.
     Fast { point: SeqNum, prr: Prr },
     /// After a timeout.
-    Loss { point: SeqNum },
+    Loss { point: SeqNum, frto: Frto },
     /// What was too large for the path is sent again; not a sign of congestion.
     Refit { point: SeqNum },
+}
+
+/// Whether it is still open that the timeout was spurious (RFC 5682).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Frto {
+    /// Decided: what was lost is sent again.
+    Off,
+    /// One segment was sent again; the next ACK tells whether to go on (step 2).
+    FirstAck,
+    /// Then two new segments leave; the ACK after that decides (step 3).
+    NewText,
 }
 
 /// A tail loss probe on its way (RFC 8985 7.4).
@@ -247,11 +279,19 @@ pub(super) struct Probe {
     pub(super) end: SeqNum,
     /// It was a retransmission (else new text).
     pub(super) again: bool,
+    pub(super) at: Instant,
+    /// FlightSize when it was sent.
+    pub(super) flight: u32,
 }
 
-/// PTO (RFC 8985 7.2). The peer's delay of ACKs is added whatever is in flight, not only for a single segment: a Linux
-/// receiver whose reader lags, or that got an odd number of segments, delays as well, and on a path of 0.1 ms a probe
-/// after two round trips would be sent for nothing nearly every time.
-pub(super) fn probe_timeout(rtt: &Rtt) -> Duration {
-    rtt.srtt().map_or(TLP_INITIAL, |srtt| srtt * 2 + TLP_ACK_DELAY)
+/// PTO with `outstanding` octets in the network (RFC 8985 7.2). For a single segment the peer's delay of ACKs is added. For
+/// more it should not matter, as every second segment is acknowledged at once; but a Linux receiver delays, by at most
+/// 40 ms or its SRTT, also after two that are short and while its reader lags. Two round trips cover that only from
+/// 50 ms on, so that on short paths a probe would be sent for nothing nearly every time.
+pub(super) fn probe_timeout(rtt: &Rtt, outstanding: u32, mss: u32) -> Duration {
+    match rtt.srtt() {
+        None => TLP_INITIAL,
+        Some(srtt) if outstanding <= mss => srtt * 2 + TLP_ACK_DELAY,
+        Some(srtt) => srtt + (srtt + TLP_SLACK).max(TLP_ACK_DELAY),
+    }
 }

@@ -70,6 +70,13 @@ impl Rtt {
         self.backoff = self.backoff.saturating_add(1).min(MAX_BACKOFF);
     }
 
+    /// The path is slower than was thought: the timeout was spurious (RFC 4015 3.2 step 7).
+    pub(super) fn on_spurious_timeout(&mut self, r: Duration) {
+        let srtt = self.srtt().unwrap_or_default().max(r);
+        let rttvar = self.rttvar().max(r / 2);
+        self.measured = Some((srtt.into(), rttvar.into()));
+    }
+
     pub(super) fn reset_backoff(&mut self) {
         self.backoff = 0;
     }

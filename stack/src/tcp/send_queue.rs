@@ -1,7 +1,10 @@
 //! What is to be sent and what was: send queue, retransmission queue and SACK scoreboard in one.
 #![forbid(unsafe_code)]
 
+mod loss;
 mod sizes;
+
+pub(super) use loss::Renege;
 
 use super::recovery::Spell;
 use super::{Label, RangeSet};
@@ -106,13 +109,65 @@ struct Busy {
     unsent: VecDeque<Chunk>,
     unsent_octets: u32,
     sacked: RangeSet<SeqNum>,
-    sacked_octets: u32,
-    lost_octets: u32,
+    octets: Octets,
     /// No lost entry lies before it.
     lost_from: SeqNum,
     log: VecDeque<Record>,
     transmissions: u64,
     spell: Spell,
+}
+
+/// How much of what was sent is in which place (sequence space).
+#[derive(Clone, Copy, Default, Debug)]
+struct Octets {
+    sacked: u32,
+    /// Segments that `sacked` came in.
+    sacked_segments: u32,
+    lost: u32,
+    /// In flight and sent more than once.
+    again: u32,
+    /// Times that what was sent again was lost again.
+    relost: u32,
+}
+
+impl Octets {
+    /// `n` octets of `entry`, all of it or its beginning, leave the place where they are.
+    fn leave(&mut self, entry: &Entry, n: u32, mss: u32) {
+        match entry.place {
+            Place::InFlight if entry.sent.again => self.again -= n,
+            Place::InFlight => {}
+            Place::Sacked => {
+                self.sacked -= n;
+                let (all, rest) = (entry.len().div_ceil(mss), (entry.len() - n).div_ceil(mss));
+                self.sacked_segments = match self.sacked {
+                    0 => 0,
+                    _ => self.sacked_segments.saturating_sub(all - rest),
+                };
+            }
+            Place::Lost => self.lost -= n,
+        }
+    }
+
+    /// All of `entry` comes to the place where it now is.
+    fn arrive(&mut self, entry: &Entry, mss: u32) {
+        let n = entry.len();
+        match entry.place {
+            Place::InFlight if entry.sent.again => self.again += n,
+            Place::InFlight => {}
+            Place::Sacked => {
+                self.sacked += n;
+                self.sacked_segments += n.div_ceil(mss);
+            }
+            Place::Lost => self.lost += n,
+        }
+    }
+
+    /// Moves an entry that is not SACKed and does not become so.
+    fn put(&mut self, entry: &mut Entry, place: Place) {
+        self.leave(entry, entry.len(), 1);
+        entry.place = place;
+        self.arrive(entry, 1);
+    }
 }
 
 impl Busy {
@@ -122,8 +177,7 @@ impl Busy {
             unsent: VecDeque::new(),
             unsent_octets: 0,
             sacked: RangeSet::new(),
-            sacked_octets: 0,
-            lost_octets: 0,
+            octets: Octets::default(),
             lost_from: una,
             log: VecDeque::new(),
             transmissions: 0,
@@ -156,27 +210,9 @@ impl Busy {
         self.sent.insert(i + 1, rest);
     }
 
-    fn mark_lost(entry: &mut Entry, lost_octets: &mut u32, lost_from: &mut SeqNum) {
-        if entry.place == Place::InFlight {
-            entry.place = Place::Lost;
-            *lost_octets += entry.len();
-            *lost_from = lost_from.min(entry.seq);
-        }
-    }
-
-    fn forget_sack(&mut self, una: SeqNum) {
-        for entry in self.sent.iter_mut().filter(|e| e.place == Place::Sacked) {
-            entry.place = Place::Lost;
-            self.lost_octets += entry.len();
-        }
-        self.sacked.clear();
-        self.sacked_octets = 0;
-        self.lost_from = una;
-    }
-
     /// How long the first lost entry is (sequence space).
     fn first_lost(&mut self) -> Option<u32> {
-        if self.lost_octets == 0 {
+        if self.octets.lost == 0 {
             return None;
         }
         let mut i = self.index_of(self.lost_from);
@@ -263,12 +299,22 @@ impl SendQueue {
     }
 
     pub(super) fn sacked(&self) -> u32 {
-        self.busy.as_ref().map_or(0, |busy| busy.sacked_octets)
+        self.busy.as_ref().map_or(0, |busy| busy.octets.sacked)
+    }
+
+    /// Segments that the peer holds beyond a hole.
+    pub(super) fn sacked_segments(&self) -> u32 {
+        self.busy.as_ref().map_or(0, |busy| busy.octets.sacked_segments)
+    }
+
+    /// Octets in flight that were sent more than once.
+    pub(super) fn again(&self) -> u32 {
+        self.busy.as_ref().map_or(0, |busy| busy.octets.again)
     }
 
     /// Octets lost and not sent again.
     pub(super) fn lost(&self) -> u32 {
-        self.busy.as_ref().map_or(0, |busy| busy.lost_octets)
+        self.busy.as_ref().map_or(0, |busy| busy.octets.lost)
     }
 
     pub(super) fn push(&mut self, text: Chain, label: Label) {
@@ -351,7 +397,7 @@ impl SendQueue {
     }
 
     /// SEG.ACK between una and nxt: drops what is acknowledged. Returns octets of text among it.
-    pub(super) fn ack(&mut self, ack: SeqNum, told: &mut impl OnDelivered) -> u32 {
+    pub(super) fn ack(&mut self, ack: SeqNum, mss: u32, told: &mut impl OnDelivered) -> u32 {
         let mut octets = ack.since(self.una);
         self.una = ack;
         let Some(busy) = &mut self.busy else { return octets };
@@ -361,15 +407,9 @@ impl SendQueue {
                 break;
             }
             let covered = len.min(ack.since(entry.seq));
-            match entry.place {
-                Place::InFlight => {
-                    told.on_delivered(&mut busy.spell, entry.sent, entry.seq + covered);
-                }
-                Place::Sacked => busy.sacked_octets -= covered,
-                Place::Lost => {
-                    told.on_delivered(&mut busy.spell, entry.sent, entry.seq + covered);
-                    busy.lost_octets -= covered;
-                }
+            busy.octets.leave(entry, covered, mss);
+            if entry.place != Place::Sacked {
+                told.on_delivered(&mut busy.spell, entry.sent, entry.seq + covered);
             }
             if ack.before(end) {
                 entry.trim_front(covered);
@@ -393,7 +433,7 @@ impl SendQueue {
     }
 
     /// Marks what a SACK block newly reports; returns octets. The block lies within una..nxt.
-    pub(super) fn sack(&mut self, block: SackBlock, told: &mut impl OnDelivered) -> u32 {
+    pub(super) fn sack(&mut self, block: SackBlock, mss: u32, told: &mut impl OnDelivered) -> u32 {
         let Some(busy) = &mut self.busy else { return 0 };
         if busy.sacked.covers(block.left, block.right) {
             return 0;
@@ -407,97 +447,16 @@ impl SendQueue {
             while let Some(entry) = busy.sent.get_mut(i)
                 && entry.seq.before(right)
             {
-                let len = entry.len();
-                if entry.place == Place::Lost {
-                    busy.lost_octets -= len;
-                }
+                busy.octets.leave(entry, entry.len(), mss);
                 told.on_delivered(&mut busy.spell, entry.sent, entry.end());
                 entry.place = Place::Sacked;
-                octets += len;
+                busy.octets.arrive(entry, mss);
+                octets += entry.len();
                 i += 1;
             }
         }
         busy.sacked.insert(block.left, block.right);
-        busy.sacked_octets += octets;
         octets
-    }
-
-    /// RACK: marks lost what was sent before (`newest`, `newest_end`) and more than `patience` ago (RFC 8985 6.2
-    /// step 5). Returns when the next will be, if one is waiting only for time.
-    pub(super) fn lose_older(
-        &mut self,
-        newest: u64,
-        newest_end: SeqNum,
-        patience: core::time::Duration,
-        now: Instant,
-    ) -> Option<Instant> {
-        let busy = self.busy.as_mut()?;
-        while let Some(record) = busy.log.front() {
-            if record.sent.number > newest {
-                return None;
-            }
-            let due = record.sent.at + patience;
-            let (start, end, number) = (record.seq, record.end, record.sent.number);
-            let mut i = busy.index_of(start);
-            let (mut waiting, mut stays) = (false, false);
-            while let Some(entry) = busy.sent.get_mut(i)
-                && entry.seq.before(end)
-            {
-                i += 1;
-                if entry.sent.number != number || entry.place != Place::InFlight {
-                    continue;
-                }
-                if number == newest && !entry.end().before(newest_end) {
-                    stays = true;
-                } else if due <= now {
-                    Busy::mark_lost(entry, &mut busy.lost_octets, &mut busy.lost_from);
-                } else {
-                    waiting = true;
-                }
-            }
-            if waiting {
-                return Some(due);
-            }
-            if stays {
-                return None;
-            }
-            busy.log.pop_front();
-        }
-        None
-    }
-
-    /// At a timeout: the first outstanding entry and all sent more than `patience` ago (RFC 8985 6.3).
-    pub(super) fn lose_at_timeout(&mut self, patience: core::time::Duration, now: Instant) {
-        let Some(busy) = &mut self.busy else { return };
-        if busy.sent.front().is_some_and(|e| e.place == Place::Sacked) {
-            busy.forget_sack(self.una); // RFC 2018 8: the receiver went back on its word
-        }
-        if let Some(first) = busy.sent.iter_mut().find(|e| e.place != Place::Sacked) {
-            Busy::mark_lost(first, &mut busy.lost_octets, &mut busy.lost_from);
-        }
-        for entry in &mut busy.sent {
-            if entry.sent.at + patience <= now {
-                Busy::mark_lost(entry, &mut busy.lost_octets, &mut busy.lost_from);
-            }
-        }
-    }
-
-    /// The timeout was spurious: what is marked lost is in the network after all (RFC 4015).
-    pub(super) fn unlose(&mut self) {
-        let Some(busy) = &mut self.busy else { return };
-        for entry in busy.sent.iter_mut().filter(|e| e.place == Place::Lost) {
-            entry.place = Place::InFlight;
-        }
-        busy.lost_octets = 0;
-    }
-
-    /// Without SACK: the first `n` octets are lost (RFC 6582).
-    pub(super) fn lose_first(&mut self, n: u32) {
-        let Some(busy) = &mut self.busy else { return };
-        busy.cut_at(self.una + n);
-        if let Some(first) = busy.sent.front_mut() {
-            Busy::mark_lost(first, &mut busy.lost_octets, &mut busy.lost_from);
-        }
     }
 
     /// How long the first lost entry is (sequence space).
@@ -514,9 +473,8 @@ impl SendQueue {
         let i = busy.index_of(at);
         let sent = busy.transmission(now, true);
         let entry = busy.sent.get_mut(i)?;
-        busy.lost_octets -= entry.len();
-        entry.place = Place::InFlight;
         entry.sent = sent;
+        busy.octets.put(entry, Place::InFlight);
         busy.log.push_back(Record { seq: entry.seq, end: entry.end(), sent });
         busy.lost_from = entry.end();
         Some(entry.piece())
@@ -535,7 +493,9 @@ impl SendQueue {
         }
         let sent = busy.transmission(now, true);
         let entry = busy.sent.back_mut()?;
+        busy.octets.leave(entry, entry.len(), 1);
         entry.sent = sent;
+        busy.octets.arrive(entry, 1);
         busy.log.push_back(Record { seq: entry.seq, end: entry.end(), sent });
         Some(entry.piece())
     }
@@ -553,7 +513,7 @@ impl SendQueue {
             return;
         };
         let mut at = self.una;
-        let (mut sacked, mut lost) = (0, 0);
+        let (mut sacked, mut lost, mut again) = (0, 0, 0);
         for entry in &busy.sent {
             assert_eq!(entry.seq, at, "a gap in the send queue");
             assert!(entry.len() > 0);
@@ -564,11 +524,13 @@ impl SendQueue {
                     lost += entry.len();
                     assert!(busy.lost_from.at_or_before(entry.seq));
                 }
+                Place::InFlight if entry.sent.again => again += entry.len(),
                 Place::InFlight => {}
             }
         }
         assert_eq!(at, self.nxt);
-        assert_eq!((sacked, lost), (busy.sacked_octets, busy.lost_octets));
+        let octets = busy.octets;
+        assert_eq!((sacked, lost, again), (octets.sacked, octets.lost, octets.again));
         assert_eq!(busy.unsent.iter().map(|c| c.text.len()).sum::<u32>(), busy.unsent_octets);
         let covered: u64 = busy.sacked.iter().map(|(l, r)| u64::from(r.since(l))).sum();
         assert_eq!(covered, u64::from(sacked));

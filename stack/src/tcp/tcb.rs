@@ -8,9 +8,10 @@ use super::recovery::{Probe, Rack, Recovery};
 use super::rtt::Rtt;
 use super::send_queue::{Fin, SendQueue};
 use super::timer::Awaited;
+use super::undo::Undo;
 use super::{
-    CloseReason, Event, Label, OptionRoom, RangeSet, RightEdge, State, TcpConfig, TcpInfo,
-    transition,
+    CloseReason, Event, Label, OptionRoom, RangeSet, RightEdge, State, TcpConfig, TcpEvents,
+    TcpInfo, transition,
 };
 use crate::buf::Chain;
 use crate::time::{Duration, Instant};
@@ -156,6 +157,14 @@ pub(super) struct Trouble {
     pub(super) probe: Option<Probe>,
     /// The path carries less than both ends allow, or it is not known whether it does.
     pub(super) path: Option<Box<Path>>,
+    /// The RTT was not measured since the last one (RFC 8985 7.3).
+    pub(super) unmeasured: bool,
+    /// What to restore if the last loss was none.
+    pub(super) undo: Option<Box<Undo>>,
+    /// Octets that the peer reported as duplicates.
+    pub(super) dsacked: u64,
+    /// What was not yet taken by [`Tcb::take_events`].
+    pub(super) events: TcpEvents,
     pub(super) bytes_retrans: u64,
     pub(super) lost: u64,
     pub(super) rtos: u32,
@@ -206,6 +215,8 @@ const _: () = assert!(size_of::<Tcb>() <= 264);
 /// A send that the timer wants, beyond what the windows allow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Due {
+    /// RFC 6298 5.4: the earliest segment again, whatever cwnd says.
+    Retransmission,
     TailLossProbe,
     WindowProbe,
     KeepAlive,

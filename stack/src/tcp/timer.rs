@@ -2,8 +2,8 @@
 #![forbid(unsafe_code)]
 
 use super::congestion::LossEvent;
-use super::recovery::{Recovery, Spell, Undo, probe_timeout};
-use super::send_queue::Fin;
+use super::recovery::{DUP_THRESH, Frto, Recovery, Spell, probe_timeout};
+use super::send_queue::{Fin, Renege};
 use super::tcb::{AckOwed, Due, Tcb};
 use super::{CloseReason, State};
 use crate::time::{Duration, Instant, earliest};
@@ -74,6 +74,7 @@ impl Tcb {
 
     /// RFC 6298 5.4 to 5.6.
     fn on_rto(&mut self, now: Instant) -> Option<CloseReason> {
+        let earlier = self.rtt.timeouts;
         // A peer that closed its window over text in flight, and answers, is alive: probe for ever (MUST-36).
         let answered = self.snd.wnd == 0 && self.last_heard >= self.rto_base;
         if !answered {
@@ -82,31 +83,51 @@ impl Tcb {
         if self.rtt.timeouts > self.cfg.data_retries {
             return Some(CloseReason::TimedOut);
         }
-        self.trouble().rtos += 1;
-        self.suspect_black_hole(now);
-        let mss = self.mss(self.room);
-        let event = match self.recovery() {
-            Recovery::Loss { .. } => LossEvent::Known,
-            Recovery::Open | Recovery::Fast { .. } | Recovery::Refit { .. } => LossEvent::New,
+        let (event, frto) = match self.recovery() {
+            Recovery::Open => (LossEvent::New, Frto::FirstAck),
+            // Its losses were answered when recovery began, as Linux sees it.
+            Recovery::Fast { .. } => (LossEvent::Known, Frto::Off),
+            Recovery::Refit { .. } => (LossEvent::New, Frto::Off),
+            // RFC 5681 3.1: once for every segment that times out. RFC 5682 3.1 step 1: not while another is repaired.
+            Recovery::Loss { .. } if earlier == 0 => (LossEvent::New, Frto::Off),
+            Recovery::Loss { .. } => (LossEvent::Known, Frto::FirstAck),
         };
-        let undo = || Undo { congestion: self.congestion.clone(), stamp: None };
-        let undo = (event == LossEvent::New).then(undo);
+        if matches!(self.recovery(), Recovery::Open) && self.queue.sacked_segments() >= DUP_THRESH {
+            self.rack.on_timeout_while_waiting();
+        }
+        self.trouble().rtos += 1;
+        self.trouble().events.TCPTimeouts += 1;
+        self.suspect_black_hole(now);
+        self.repair_timeout(event, frto, now);
+        self.rtt.back_off();
+        self.end_probe();
+        self.rto_base = now;
+        self.due = Some(Due::Retransmission);
+        None
+    }
+
+    fn repair_timeout(&mut self, event: LossEvent, frto: Frto, now: Instant) {
+        if event == LossEvent::New {
+            self.remember();
+        }
+        let mss = self.mss(self.room);
         let before = self.queue.lost();
         let waited = self.rack.rtt() + self.reo_wnd();
         self.congestion.on_timeout(self.queue.flight(), mss, event);
         self.agreed.ecn.on_reduced();
-        self.queue.lose_at_timeout(waited, now);
+        let relost = self.queue.relost();
+        let renege = self.queue.lose_at_timeout(waited, now);
+        let relost = self.queue.relost() - relost;
+        let events = &mut self.trouble().events;
+        events.TCPLostRetransmit += relost;
+        events.TCPSACKReneging += u32::from(renege == Renege::Yes);
         self.count_lost(self.queue.lost().saturating_sub(before));
+        let frto = if renege == Renege::Yes { Frto::Off } else { frto };
         let point = self.queue.nxt();
         if let Some(spell) = self.queue.spell_mut() {
-            spell.recovery = Recovery::Loss { point };
-            spell.undo = undo.or(spell.undo.take());
-            (spell.reorder_timer, spell.dup_acks) = (None, 0);
+            spell.recovery = Recovery::Loss { point, frto };
+            (spell.reorder_timer, spell.reneged, spell.dup_acks) = (None, None, 0);
         }
-        self.rtt.back_off();
-        self.end_probe();
-        self.rto_base = now;
-        None
     }
 
     fn on_persist(&mut self, now: Instant) -> Option<CloseReason> {
@@ -155,21 +176,28 @@ impl Tcb {
 
     fn retransmission_timer(&self) -> (Awaited, Instant) {
         let rto = self.rto_base + self.rto();
-        match self.queue.spell() {
-            Some(Spell { reorder_timer: Some(at), .. }) => (Awaited::Reorder, *at),
-            Some(spell) if self.may_probe() => {
-                (Awaited::Tlp, (spell.pto_base + probe_timeout(&self.rtt)).min(rto))
-            }
-            _ => (Awaited::Rto, rto),
+        let Some(spell) = self.queue.spell() else { return (Awaited::Rto, rto) };
+        if let Some(at) = spell.reorder_timer {
+            return (Awaited::Reorder, at);
         }
+        if let Some(at) = spell.reneged {
+            return (Awaited::Rto, rto.min(at));
+        }
+        if self.may_probe(spell) {
+            let pto = probe_timeout(&self.rtt, self.queue.flight(), self.mss(self.room));
+            return (Awaited::Tlp, (spell.pto_base + pto).min(rto));
+        }
+        (Awaited::Rto, rto)
     }
 
-    /// RFC 8985 7.2: with SACK, not while recovering, one probe at a time.
-    fn may_probe(&self) -> bool {
+    /// RFC 8985 7.2, 7.3: with SACK, nothing SACKed, not while recovering; one probe at a time, and the RTT was measured
+    /// since the last.
+    fn may_probe(&self, spell: &Spell) -> bool {
+        let probed = self.trouble.as_ref().is_some_and(|t| t.probe.is_some() || t.unmeasured);
         self.agreed.sack
-            && matches!(self.recovery(), Recovery::Open)
+            && matches!(spell.recovery, Recovery::Open)
             && self.queue.sacked() == 0
-            && self.probe().is_none()
+            && !probed
             && self.due.is_none()
             && self.rtt.timeouts == 0
     }

@@ -178,6 +178,12 @@ impl Congestion {
         self.cwnd = mss;
     }
 
+    /// The loss was none: as before it, but never less than now (RFC 4015 3.2 step 6, RFC 9438 4.9).
+    pub(super) fn undo(&mut self, before: Congestion) {
+        let cwnd = self.cwnd.max(before.cwnd);
+        *self = Congestion { cwnd, ..before };
+    }
+
     /// Nothing was sent for longer than RTO (RFC 5681 4.1).
     pub(super) fn on_idle(&mut self, mss: u32) {
         self.ssthresh = self.ssthresh.max(self.cwnd / 4 * 3); // RFC 7661 4.4.2: remember what the path carried

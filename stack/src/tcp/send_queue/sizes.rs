@@ -1,7 +1,7 @@
 //! How long the segments in flight are, and which of them are lost for being too long.
 #![forbid(unsafe_code)]
 
-use super::{Busy, Entry, Place, SendQueue};
+use super::{Entry, Place, SendQueue};
 use crate::wire::SeqNum;
 
 impl SendQueue {
@@ -46,7 +46,7 @@ impl SendQueue {
         busy.cut_at(end);
         let first = busy.index_of(start);
         for entry in busy.sent.range_mut(first..).take_while(|entry| entry.seq.before(end)) {
-            Busy::mark_lost(entry, &mut busy.lost_octets, &mut busy.lost_from);
+            busy.octets.mark_lost(entry, &mut busy.lost_from);
         }
     }
 
@@ -54,7 +54,7 @@ impl SendQueue {
     pub(in crate::tcp) fn lose_larger(&mut self, size: u16) {
         let Some(busy) = &mut self.busy else { return };
         for entry in busy.sent.iter_mut().filter(|entry| entry.sent.size > size) {
-            Busy::mark_lost(entry, &mut busy.lost_octets, &mut busy.lost_from);
+            busy.octets.mark_lost(entry, &mut busy.lost_from);
         }
     }
 }
