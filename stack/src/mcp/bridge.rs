@@ -251,7 +251,7 @@ impl Bridge {
             self.forget_leaving(config, cx);
             if !self.advance(config, cx) {
                 // Once for every turn that touched this bridge: what was counted is never older than that.
-                self.drain_counters(config);
+                self.drain_counters(config, cx);
                 self.near.drain_mtu_tally(cx.counters);
                 self.far.drain_mtu_tally(cx.counters);
                 return None;
@@ -271,7 +271,7 @@ impl Bridge {
 
     /// Gives back everything the shard keeps for this bridge.
     pub(super) fn give_back(&mut self, config: &mut Mcp, cx: &mut Cx<'_>) {
-        self.drain_counters(config);
+        self.drain_counters(config, cx);
         for leg in [&self.near, &self.far] {
             if let Leg::Tcp(leg) = leg
                 && let Some(rest) = leg.stream.time_wait()
@@ -454,6 +454,7 @@ impl Bridge {
     /// The leg that did not convert has said its last word.
     fn forget_leaving(&mut self, config: &mut Mcp, cx: &mut Cx<'_>) {
         let Some(mut leg) = self.leaving.take() else { return };
+        leg.count_events(cx.counters);
         if let Leg::Mptcp(connection) = &mut *leg {
             config.counters.add(&connection.drain_counters());
         }
@@ -513,8 +514,9 @@ impl Bridge {
         true
     }
 
-    fn drain_counters(&mut self, config: &mut Mcp) {
+    fn drain_counters(&mut self, config: &mut Mcp, cx: &mut Cx<'_>) {
         for leg in [&mut self.near, &mut self.far] {
+            leg.count_events(cx.counters);
             if let Leg::Mptcp(connection) = leg
                 && connection.has_counted()
             {

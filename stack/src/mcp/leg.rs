@@ -209,6 +209,18 @@ impl Leg {
         Some(packet(flow, &out))
     }
 
+    /// Counts what went wrong on its flows.
+    pub fn count_events(&mut self, counters: &mut Counters) {
+        loop {
+            let events = match self {
+                Leg::Tcp(leg) => leg.stream.take_events(),
+                Leg::Mptcp(connection) => connection.take_events(),
+            };
+            let Some(events) = events else { return };
+            counters.on_events(&events);
+        }
+    }
+
     /// What an MPTCP leg has to tell; a TCP leg tells nothing that its phase does not.
     pub fn poll_event(&mut self) -> Option<Event> {
         match self {

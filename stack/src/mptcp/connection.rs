@@ -10,7 +10,7 @@ use super::reinjection::SendQueue;
 use super::state::DataState;
 use super::subflow::{Stage, Subflow};
 use crate::buf::Chain;
-use crate::tcp::{CloseReason, Phase, Reassembly, TimeWait, TxSegment};
+use crate::tcp::{CloseReason, Phase, Reassembly, TcpEvents, TimeWait, TxSegment};
 use crate::time::{Instant, earliest};
 use crate::wire::{Dsn, FlowTuple, ResetReason, Segment};
 use alloc::boxed::Box;
@@ -315,6 +315,14 @@ impl Connection {
     /// Whether this is MPTCP, not plain TCP.
     pub fn is_mptcp(&self) -> bool {
         matches!(self.mode, Mode::Mptcp)
+    }
+
+    /// What went wrong on its subflows since it was last asked, one subflow at a time.
+    pub fn take_events(&mut self) -> Option<TcpEvents> {
+        self.subflows.iter_mut().find_map(|sf| match &mut sf.stage {
+            Stage::Open(tcb) => tcb.take_events(),
+            Stage::SynSent(_) | Stage::SynReceived(_) => None,
+        })
     }
 
     /// Whether anything was counted since `drain_counters`.

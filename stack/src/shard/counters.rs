@@ -1,7 +1,7 @@
 //! What a shard counted, under the names of the kernel's MIBs where the kernel has one.
 #![forbid(unsafe_code)]
 
-use crate::tcp::{MtuTally, Stop, TooBig, Why};
+use crate::tcp::{MtuTally, Stop, TcpEvents, TooBig, Why};
 use crate::wire::Malformed;
 
 macro_rules! counters {
@@ -168,6 +168,50 @@ counters! {
     DuplicateText,
     /// Segments dropped because they would leave more holes than we keep track of.
     TCPOFODrop,
+    /// Retransmission timeouts.
+    TCPTimeouts,
+    /// Timeouts that F-RTO found to be spurious (RFC 5682).
+    TCPSpuriousRTOs,
+    /// Timeouts undone, for whatever proof.
+    TCPLossUndo,
+    /// Fast recoveries undone when they ended: the originals had arrived (RFC 3522).
+    TCPFullUndo,
+    /// Fast recoveries undone half-way.
+    TCPPartialUndo,
+    /// Fast recoveries undone because all retransmissions were duplicates (RFC 3708).
+    TCPDSACKUndo,
+    /// Tail loss probes (RFC 8985 7).
+    TCPLossProbes,
+    /// Losses that a tail loss probe repaired unseen, and that were answered.
+    TCPLossProbeRecovery,
+    /// Segments sent again in fast recovery.
+    TCPFastRetrans,
+    /// Segments sent again after a timeout.
+    TCPSlowStartRetrans,
+    /// Retransmissions found lost.
+    TCPLostRetransmit,
+    /// Fast recoveries with SACK.
+    TCPSackRecovery,
+    /// Fast recoveries without.
+    TCPRenoRecovery,
+    /// Times a peer threw away what it had SACKed (RFC 2018 8).
+    TCPSACKReneging,
+    /// SACK blocks that cannot be true.
+    TCPSACKDiscard,
+    /// Duplicates reported below the ACK (RFC 2883 4.1).
+    TCPDSACKRecv,
+    /// Duplicates reported beyond a hole.
+    TCPDSACKOfoRecv,
+    /// Duplicate reports that cannot be true, or of more than was sent twice.
+    TCPDSACKIgnoredDubious,
+    /// Duplicates below rcv.nxt reported to the peer.
+    TCPDSACKOldSent,
+    /// Duplicates beyond a hole reported to the peer.
+    TCPDSACKOfoSent,
+    /// Segments received out of order.
+    TCPOFOQueue,
+    /// Times a path was first seen to reorder.
+    TCPSACKReorder,
     /// Segments of a flow that is closed already.
     InClosed,
     /// Times a window was cut because the frame pool ran low.
@@ -184,6 +228,37 @@ impl Counters {
             Malformed::BadAddress => self.InBadAddress += 1,
             _ => self.InBadHeader += 1,
         }
+    }
+
+    /// Counts what a flow did when something went wrong.
+    pub fn on_events(&mut self, events: &TcpEvents) {
+        macro_rules! add {
+            ($($name:ident),*) => {{ $(self.$name += u64::from(events.$name);)* }};
+        }
+        add!(
+            TCPTimeouts,
+            TCPSpuriousRTOs,
+            TCPLossUndo,
+            TCPFullUndo,
+            TCPPartialUndo,
+            TCPDSACKUndo,
+            TCPLossProbes,
+            TCPLossProbeRecovery,
+            TCPFastRetrans,
+            TCPSlowStartRetrans,
+            TCPLostRetransmit,
+            TCPSackRecovery,
+            TCPRenoRecovery,
+            TCPSACKReneging,
+            TCPSACKDiscard,
+            TCPDSACKRecv,
+            TCPDSACKOfoRecv,
+            TCPDSACKIgnoredDubious,
+            TCPDSACKOldSent,
+            TCPDSACKOfoSent,
+            TCPOFOQueue,
+            TCPSACKReorder
+        );
     }
 
     /// Counts a segment that TCP did not process to its end. One that ended its connection counts as that.
@@ -239,6 +314,7 @@ impl Counters {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::vec::Vec;
 
     #[test]
     fn every_reason_to_drop_a_segment_has_a_counter() {
@@ -277,6 +353,16 @@ mod tests {
         all.into_iter().for_each(|verdict| counters.on_too_big(verdict));
         counters.on_mtu_tally(MtuTally { success: 1, fail: 1, believed: 1, black_holes: 1 });
         assert_eq!(counters.entries().filter(|(_, n)| *n == 1).count(), all.len() + 4);
+    }
+
+    #[test]
+    fn every_event_of_a_flow_has_a_counter() {
+        let mut counters = Counters::default();
+        let events = TcpEvents { TCPTimeouts: 2, TCPSACKReorder: 3, ..Default::default() };
+        counters.on_events(&events);
+        assert_eq!((counters.TCPTimeouts, counters.TCPSACKReorder), (2, 3));
+        let names: Vec<_> = counters.entries().map(|(name, _)| name).collect();
+        assert!(events.entries().all(|(name, _)| names.contains(&name)));
     }
 
     #[test]

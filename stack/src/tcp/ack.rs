@@ -383,8 +383,11 @@ impl Tcb {
         match *self.recovery() {
             Recovery::Fast { .. } => return,
             Recovery::Loss { frto, .. } if deciding(frto) => return,
-            // Without SACK a duplicate ACK delivers, but RFC 5681 3.2 does not let it grow the window.
-            _ if progress.delivered == 0 || (progress.advanced == 0 && !self.agreed.sack) => return,
+            // RFC 3042: cwnd stays while ACKs are duplicates; where the path reorders they are the rule.
+            _ if progress.delivered == 0 => return,
+            _ if progress.advanced == 0 && !(self.agreed.sack && self.rack.reordering_seen()) => {
+                return;
+            }
             _ => {}
         }
         // RFC 3168 6.1.2(d): not in the window that a mark reduced.

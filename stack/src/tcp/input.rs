@@ -238,9 +238,30 @@ impl Tcb {
         if at != self.rcv.nxt && self.rcv.holes().is_some_and(|h| h.count() >= MAX_HOLES) {
             return Break(Stop::Ack(Why::TooManyHoles));
         }
+        self.note_overlap(at, end);
         self.store(at, end, len, now);
         arrival.text = Some((at, text));
         Continue(())
+    }
+
+    /// RFC 2883 4.2.2: of text that is in part here already, the first octets that are.
+    fn note_overlap(&mut self, at: SeqNum, end: SeqNum) {
+        let overlap = self.rcv.holes().and_then(|holes| {
+            let held = |at| holes.find(at).filter(|_| at.before(end));
+            let (left, (_, right)) = match held(at) {
+                Some(range) => (at, range),
+                None => {
+                    let (_, left) = holes.gaps(at, end).next()?;
+                    (left, held(left)?)
+                }
+            };
+            Some((left, right.min(end)))
+        });
+        if let Some((left, right)) = overlap
+            && self.rcv.disorder().duplicate.is_none()
+        {
+            self.rcv.note_duplicate(left, right);
+        }
     }
 
     /// Counts `at..end` as received and decides when to acknowledge (RFC 5681 4.2).

@@ -257,7 +257,8 @@ impl Tcb {
         } else {
             segment.ecn = self.agreed.ecn.flags(NewText::No);
         }
-        segment.push = self.queue.unsent() == 0 || piece.fin;
+        let newest = piece.seq + len == self.queue.nxt();
+        segment.push = (newest && self.queue.unsent() == 0) || piece.fin;
         segment.text = piece.text;
         TxSegment {
             segment,

@@ -3,8 +3,8 @@
 
 use super::{
     Arrival, CloseReason, Label, MtuTally, Opening, OptionRoom, Reassembly, State, Stop,
-    SynReceived, SynReceivedOutcome, SynSent, SynSentOutcome, Tcb, TcpConfig, TcpInfo, TimeWait,
-    TooBig, TxSegment,
+    SynReceived, SynReceivedOutcome, SynSent, SynSentOutcome, Tcb, TcpConfig, TcpEvents, TcpInfo,
+    TimeWait, TooBig, TxSegment,
 };
 use crate::buf::Chain;
 use crate::time::Instant;
@@ -352,6 +352,14 @@ impl Stream {
     pub fn tcb(&self) -> Option<&Tcb> {
         match &self.life {
             Life::Flow(tcb) => Some(tcb),
+            _ => None,
+        }
+    }
+
+    /// What went wrong since it was last asked.
+    pub fn take_events(&mut self) -> Option<TcpEvents> {
+        match &mut self.life {
+            Life::Flow(tcb) | Life::Closed(_, Some(tcb)) => tcb.take_events(),
             _ => None,
         }
     }

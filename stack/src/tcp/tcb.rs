@@ -571,6 +571,12 @@ impl Tcb {
         }
     }
 
+    /// What went wrong since it was last asked.
+    pub fn take_events(&mut self) -> Option<TcpEvents> {
+        let events = core::mem::take(&mut self.trouble.as_deref_mut()?.events);
+        (events != TcpEvents::default()).then_some(events)
+    }
+
     /// What TIME-WAIT needs.
     pub(super) fn remains(&self) -> (SeqNum, SeqNum, UnscaledWindow, Option<(u32, u32)>, Duration) {
         let window = WindowSize(self.window_to_offer()).unscale(self.agreed.rcv_scale);

@@ -131,6 +131,9 @@ impl Session for Endpoints {
             cx.counters.RetransSegs += u64::from(tx.retransmission);
             return Some(emit(self.flow, &tx.segment, tx.gso_size));
         }
+        if let Some(events) = self.stream.take_events() {
+            cx.counters.on_events(&events);
+        }
         if let Some(rest) = self.stream.time_wait() {
             cx.time_wait(self.flow, rest);
             self.finished = true;
