@@ -77,6 +77,11 @@ impl Spell {
         self.newest.map(|(sent, end)| (sent.number, end))
     }
 
+    /// Nothing is compared until something is delivered again.
+    pub(super) fn forget_newest(&mut self) {
+        (self.newest, self.reorder_timer) = (None, None);
+    }
+
     /// Whether a DSACK is the first of its round.
     pub(super) fn begins_dsack_round(&mut self, una: SeqNum, nxt: SeqNum) -> bool {
         if self.dsack_round.is_some_and(|end| una.before(end)) {

@@ -112,7 +112,12 @@ impl Tcb {
         }
         let mss = self.mss(self.room);
         let before = self.queue.lost();
-        let waited = self.rack.rtt() + self.reo_wnd();
+        // Until something is delivered the handshake's RTT is the best guess.
+        let rtt = match self.rack.rtt() {
+            Duration::ZERO => self.rtt.srtt().unwrap_or_default(),
+            rtt => rtt,
+        };
+        let waited = rtt + self.reo_wnd();
         self.congestion.on_timeout(self.queue.flight(), mss, event);
         self.agreed.ecn.on_reduced();
         let relost = self.queue.relost();

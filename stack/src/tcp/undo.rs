@@ -124,7 +124,11 @@ impl Tcb {
         self.count_undo(proof, &state, ack);
         self.congestion.undo(undo.congestion);
         self.queue.unlose();
-        self.set_recovery(Recovery::Open);
+        if let Some(spell) = self.queue.spell_mut() {
+            spell.recovery = Recovery::Open;
+            // RFC 8985 6.2 step 2 may have taken an original for its copy: what was sent before that is not late.
+            spell.forget_newest();
+        }
         match state {
             Recovery::Loss { .. } => {
                 self.rtt.timeouts = 0;
