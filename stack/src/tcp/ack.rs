@@ -202,6 +202,7 @@ impl Tcb {
             self.remember();
             self.congestion.on_loss(probe.flight, mss);
             self.congestion.set_cwnd(self.congestion.ssthresh().min(self.congestion.cwnd()));
+            self.agreed.ecn.on_reduced();
             self.trouble().events.TCPLossProbeRecovery += 1;
         }
         self.end_probe();

@@ -303,6 +303,7 @@ impl Tcb {
         let marked = self.agreed.ecn.on_ack(seg, news);
         if marked > 0 {
             self.trouble().delivered_ce += u32::from(marked);
+            self.trouble().undo = None; // RFC 4015 3.2 step 6: congested, whatever became of the loss
             self.answer_congestion(ack);
         }
     }

@@ -125,7 +125,7 @@ impl Tcb {
         self.congestion.undo(undo.congestion);
         self.queue.unlose();
         if let Some(spell) = self.queue.spell_mut() {
-            spell.recovery = Recovery::Open;
+            (spell.recovery, spell.reduced_until) = (Recovery::Open, None);
             // RFC 8985 6.2 step 2 may have taken an original for its copy: what was sent before that is not late.
             spell.forget_newest();
         }
