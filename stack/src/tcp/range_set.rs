@@ -82,6 +82,12 @@ impl<S: Sequence> RangeSet<S> {
         !start.is_before(end) || self.find(start).is_some_and(|r| !r.1.is_before(end))
     }
 
+    /// Whether `start..end` touches none of the ranges.
+    pub fn is_apart(&self, start: S, end: S) -> bool {
+        let i = self.ranges.partition_point(|r| r.1.is_before(start));
+        self.ranges.get(i).is_none_or(|r| end.is_before(r.0))
+    }
+
     /// Adds `start..end`; returns how many octets were new.
     pub fn insert(&mut self, start: S, end: S) -> u64 {
         if !start.is_before(end) {
@@ -193,6 +199,10 @@ mod tests {
                     let new = map[at as usize..(at + len) as usize].iter().filter(|b| !**b).count();
                     let gaps: u64 = set.gaps(base + at, base + at + len).map(|(s, e)| e.distance_from(s)).sum();
                     prop_assert_eq!(gaps, new as u64);
+                    let near = (at as usize).saturating_sub(1)..(at + len + 1) as usize;
+                    if len > 0 && at > 0 {
+                        prop_assert_eq!(set.is_apart(base + at, base + at + len), !map[near].contains(&true));
+                    }
                     prop_assert_eq!(set.insert(base + at, base + at + len), new as u64);
                     map[at as usize..(at + len) as usize].fill(true);
                 }

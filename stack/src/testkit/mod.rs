@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod app;
+pub mod bottleneck;
 mod capture;
 mod host;
 mod link;
