@@ -7,6 +7,7 @@
 mod appliance;
 mod conversation;
 mod cores;
+mod ecn;
 mod ipv6;
 mod mtu;
 mod pair;
