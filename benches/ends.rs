@@ -9,7 +9,7 @@ use stack::mcp::{Leg, TcpLeg};
 use stack::mptcp::{Connection, Event, Key, LocalAddress, MptcpConfig, SharedConfig};
 use stack::rng::Rng;
 use stack::shard::{Cx, Limits, Opened, Session, Shard, ShardConfig, Stage};
-use stack::tcp::{Phase, Stream, TcpConfig};
+use stack::tcp::{CloseReason, CookiePolicy, Phase, Stream, TcpConfig};
 use stack::time::{Duration, Instant};
 use stack::wire::{
     Control, Endpoint, FlowTuple, IcmpError, Options, RxChecksum, RxPacket, Segment, SynOptions,
@@ -128,7 +128,13 @@ impl Session for Bulk {
     type Config = Shared;
 
     fn limits(_: &Shared) -> Limits {
-        Limits { sessions: 2000, half_open: 2000 }
+        let most = 2000;
+        Limits {
+            sessions: most,
+            half_open: most,
+            half_open_per_source: most,
+            cookies: CookiePolicy::Off,
+        }
     }
 
     /// A SYN from side 0 is a word to connect to side 2.
@@ -191,6 +197,10 @@ impl Session for Bulk {
             connection.join(flow, syn, cx.rng, cx.now).expect("a join that is welcome");
         }
         self.run(config, cx);
+    }
+
+    fn on_evicted(&mut self, _: &mut Shared, _: &mut Cx<'_>) {
+        self.leg.abort(CloseReason::Aborted);
     }
 
     fn on_icmp(&mut self, _: &mut Shared, _: IcmpError, _: &mut Cx<'_>) {}

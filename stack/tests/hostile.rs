@@ -85,6 +85,7 @@ fn config(checksum: bool) -> McpConfig {
         buffer: 1 << 18,
         max_connections: 64,
         max_half_open: 48,
+        max_half_open_per_source: 40,
         negative_cache_ttl: Duration::from_millis(50),
     }
 }

@@ -10,6 +10,8 @@ mod closing;
 mod common;
 #[path = "scenarios/faults.rs"]
 mod faults;
+#[path = "scenarios/flood.rs"]
+mod flood;
 #[path = "scenarios/joins.rs"]
 mod joins;
 #[path = "scenarios/many.rs"]

@@ -57,6 +57,8 @@ enum State {
     Unreachable(Unreachable),
     /// The client is to hear nothing.
     Vanished,
+    /// The same, but the server is to hear of it.
+    Evicted,
 }
 
 /// What happens when the far leg is up.
@@ -233,6 +235,7 @@ impl Bridge {
     pub(super) fn next_packet(&mut self, config: &mut Mcp, cx: &mut Cx<'_>) -> Option<TxPacket> {
         match self.state {
             State::Vanished => return None,
+            State::Evicted => return self.far.poll_transmit(cx),
             State::Unreachable(why) => {
                 self.state = State::Vanished;
                 let flow = self.near.first_flow();
@@ -262,8 +265,12 @@ impl Bridge {
     pub(super) fn current_stage(&self) -> Stage {
         match &self.state {
             State::Vanished | State::Unreachable(_) => Stage::Finished,
+            State::Evicted if self.far.is_over() => Stage::Finished,
+            State::Evicted => Stage::HalfOpen,
             _ if self.leaving.is_some() => Stage::HalfOpen,
             State::Held(_) => Stage::HalfOpen,
+            // The client may not exist.
+            State::Answered if self.near.phase() == Phase::Opening => Stage::HalfOpen,
             _ if self.near.is_over() && self.far.is_over() => Stage::Finished,
             _ => Stage::Open,
         }
@@ -288,11 +295,18 @@ impl Bridge {
     /// Ends both directions now: RST or MP_FASTCLOSE on both legs.
     pub fn abort(&mut self, why: CloseReason) {
         match self.state {
-            State::Held(_) => self.near.refuse(),
+            State::Held(_) if !self.near.is_up() => self.near.refuse(),
             _ => self.near.abort(why),
         }
         self.far.abort(why);
         self.state = State::Ended(why);
+    }
+
+    /// Half-open, it has to go: the server hears of it, the client does not.
+    pub(super) fn make_room(&mut self, config: &mut Mcp, cx: &mut Cx<'_>) {
+        self.far.abort(CloseReason::Aborted);
+        self.forget_leaving(config, cx);
+        self.state = State::Evicted;
     }
 
     /// A snapshot.
@@ -337,6 +351,7 @@ impl Bridge {
             State::Ended(why) => ConnectionState::Closed(*why),
             State::Unreachable(_) => ConnectionState::Closed(CloseReason::Unreachable),
             State::Vanished => ConnectionState::Closed(CloseReason::TimedOut),
+            State::Evicted => ConnectionState::Closed(CloseReason::Aborted),
             State::Answered if self.near.is_over() && self.far.is_over() => {
                 ConnectionState::Closed(CloseReason::Done)
             }
@@ -356,9 +371,13 @@ impl Bridge {
             self.on_far_up(answer, config, cx);
             moved = true;
         }
-        if matches!(self.state, State::Answered) {
-            moved |= self.relay(cx);
-            self.grant(cx);
+        match self.state {
+            State::Answered => {
+                moved |= self.relay(cx);
+                self.grant(cx);
+            }
+            State::Held(_) if self.near.is_up() => self.grant_near(cx), // it returned a SYN cookie
+            _ => {}
         }
         moved | self.check_end(Side::Far) | self.check_end(Side::Near)
     }
@@ -480,12 +499,21 @@ impl Bridge {
         self.far.grant(credit::grant(limit, down));
     }
 
+    /// What the client may send before the far leg is up.
+    fn grant_near(&mut self, cx: &mut Cx<'_>) {
+        self.near.grant(credit::limit(self.buffer, cx.pool));
+    }
+
     /// If the leg on `side` is gone, the other follows as the close table says.
     fn check_end(&mut self, side: Side) -> bool {
         let progress = match self.state {
+            // A client that returned a SYN cookie has its answer already.
+            State::Held(_) if self.near.is_up() => Progress::Answered,
             State::Held(_) => Progress::Held,
             State::Answered => Progress::Answered,
-            State::Ended(_) | State::Unreachable(_) | State::Vanished => return false,
+            State::Ended(_) | State::Unreachable(_) | State::Vanished | State::Evicted => {
+                return false;
+            }
         };
         let (leg, other) = match side {
             Side::Near => (&self.near, &mut self.far),

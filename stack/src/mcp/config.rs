@@ -31,8 +31,10 @@ pub struct McpConfig {
     pub buffer: u32,
     /// Connections at a time, half-open ones included.
     pub max_connections: u32,
-    /// Connections at a time whose far leg is not up yet.
+    /// Connections at a time of which a leg is not up yet; those of clients that returned a SYN cookie are not counted.
     pub max_half_open: u32,
+    /// Of them from one source, an address of IPv4 or a /64 of IPv6; those that returned a cookie are counted.
+    pub max_half_open_per_source: u32,
     /// How long a dMCP that does not convert is left alone.
     pub negative_cache_ttl: Duration,
 }
@@ -50,6 +52,7 @@ impl Default for McpConfig {
             buffer: 4 << 20,
             max_connections: 65_536,
             max_half_open: 4_096,
+            max_half_open_per_source: u32::MAX,
             negative_cache_ttl: Duration::from_secs(24 * 3600),
         }
     }

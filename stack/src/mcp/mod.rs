@@ -8,6 +8,7 @@ mod bridge;
 mod close;
 pub mod config;
 mod convert;
+mod cookie;
 mod credit;
 mod info;
 mod leg;

@@ -4,13 +4,14 @@
 use super::bridge::{Bridge, Expected, Parts, Plan};
 use super::config::{Action, Explanation, Service, SourceMode, Transport, explain};
 use super::convert::{self, NoOrder, Order};
+use super::cookie;
 use super::info::{Mode, Origin};
 use super::leg::{Leg, TcpLeg};
 use super::policy::{Mcp, Source};
 use crate::buf::Chain;
 use crate::mptcp::{Connection, Key, SharedConfig};
 use crate::shard::{Cx, Limits, Opened, Refusal, Session, Stage};
-use crate::tcp::Stream;
+use crate::tcp::{Proven, Stream};
 use crate::time::{Duration, Instant};
 use crate::wire::{Endpoint, FlowTuple, IcmpError, MpJoin, MptcpOption, Segment, TxPacket};
 use alloc::boxed::Box;
@@ -26,16 +27,39 @@ impl Session for Bridge {
     type Config = Mcp;
 
     fn limits(config: &Mcp) -> Limits {
-        Limits { sessions: config.config.max_connections, half_open: config.config.max_half_open }
+        let config = &config.config;
+        Limits {
+            sessions: config.max_connections,
+            half_open: config.max_half_open,
+            half_open_per_source: config.max_half_open_per_source,
+            cookies: config.tcp.syn_cookies,
+        }
     }
 
     fn open(config: &mut Mcp, flow: FlowTuple, syn: &Segment, cx: &mut Cx<'_>) -> Opened<Bridge> {
-        match open(config, flow, syn, cx) {
-            Ok(parts) => Opened::Session(Bridge::new(parts, cx)),
-            Err(No::Pass) => Opened::Pass,
-            Err(No::Silence) => Opened::Ignore,
-            Err(No::Refuse(why)) => Opened::Refuse(why),
-        }
+        open(config, Asked { flow, syn, transport: transport_of(syn), proof: None }, cx)
+    }
+
+    fn answer_by_cookie(
+        config: &mut Mcp,
+        flow: FlowTuple,
+        syn: &Segment,
+        cx: &mut Cx<'_>,
+    ) -> Option<Segment> {
+        cookie::answer(config, flow, syn, cx)
+    }
+
+    fn open_proven(
+        config: &mut Mcp,
+        flow: FlowTuple,
+        ack: &Segment,
+        cx: &mut Cx<'_>,
+    ) -> Option<Opened<Bridge>> {
+        cookie::open_proven(config, flow, ack, cx)
+    }
+
+    fn on_evicted(&mut self, config: &mut Mcp, cx: &mut Cx<'_>) {
+        self.make_room(config, cx);
     }
 
     fn on_segment(&mut self, config: &mut Mcp, flow: FlowTuple, seg: Segment, cx: &mut Cx<'_>) {
@@ -84,13 +108,22 @@ enum No {
     Refuse(Refusal),
 }
 
-fn open(config: &Mcp, flow: FlowTuple, syn: &Segment, cx: &mut Cx<'_>) -> Result<Parts, No> {
+/// What becomes of a SYN.
+pub(super) fn open(config: &Mcp, asked: Asked<'_>, cx: &mut Cx<'_>) -> Opened<Bridge> {
+    match parts(config, asked, cx) {
+        Ok(parts) => Opened::Session(Bridge::new(parts, cx)),
+        Err(No::Pass) => Opened::Pass,
+        Err(No::Silence) => Opened::Ignore,
+        Err(No::Refuse(why)) => Opened::Refuse(why),
+    }
+}
+
+fn parts(config: &Mcp, asked: Asked<'_>, cx: &mut Cx<'_>) -> Result<Parts, No> {
+    let Asked { flow, transport, .. } = asked;
     if flow.local == flow.remote {
         return Err(No::Silence); // from itself to itself: nobody means that
     }
     let plain = Rc::clone(&config.config);
-    let transport = if is_capable(syn) { Transport::Mptcp } else { Transport::Tcp };
-    let asked = Asked { flow, syn, transport };
     match explain(&plain, flow) {
         Explanation::Service(i, Service::Explicit { source, .. }) => {
             open_explicit(config, Origin::Service(i as u32), asked, *source, cx)
@@ -123,15 +156,31 @@ fn open(config: &Mcp, flow: FlowTuple, syn: &Segment, cx: &mut Cx<'_>) -> Result
 
 /// A SYN and what it speaks.
 #[derive(Clone, Copy)]
-struct Asked<'a> {
-    flow: FlowTuple,
-    syn: &'a Segment,
-    transport: Transport,
+pub(super) struct Asked<'a> {
+    pub flow: FlowTuple,
+    pub syn: &'a Segment,
+    pub transport: Transport,
+    pub proof: Option<Proof<'a>>,
+}
+
+/// The SYN was answered with a cookie, and this came back.
+#[derive(Clone, Copy)]
+pub(super) struct Proof<'a> {
+    pub proven: &'a Proven,
+    /// The segment that brought it.
+    pub ack: &'a Segment,
+    /// The key that the cookie's SYN/ACK had in its MP_CAPABLE.
+    pub key: Option<Key>,
 }
 
 impl Asked<'_> {
     /// The client's leg, its SYN held. Where MPTCP turns out to be unusable it is TCP, unless that will not do.
     fn near(&self, config: &Mcp, accept_text: u32, cx: &mut Cx<'_>) -> Result<Leg, No> {
+        if let Some(Proof { proven, ack, key: Some(key) }) = self.proof {
+            let cfg = Rc::clone(&config.mptcp);
+            let connection = Connection::proven(cfg, key, self.flow, proven, ack, cx.now);
+            return Ok(Leg::Mptcp(Box::new(connection)));
+        }
         if self.transport == Transport::Mptcp {
             let key = fresh_key(cx)?;
             let cfg = Rc::clone(&config.mptcp);
@@ -146,8 +195,13 @@ impl Asked<'_> {
     }
 
     fn near_tcp(&self, config: &Mcp, cx: &mut Cx<'_>) -> Leg {
-        let opening = config.opening(self.flow, cx);
-        let stream = Stream::accept(&config.tcp, self.syn, opening, cx.now);
+        let stream = match self.proof {
+            Some(proof) => Stream::proven(&config.tcp, proof.proven, cx.now),
+            None => {
+                let opening = config.opening(self.flow, cx);
+                Stream::accept(&config.tcp, self.syn, opening, cx.now)
+            }
+        };
         Leg::Tcp(Box::new(TcpLeg { flow: self.flow, stream }))
     }
 
@@ -334,6 +388,11 @@ fn fresh_key(cx: &mut Cx<'_>) -> Result<Key, No> {
     cx.fresh_key(|key| Key(key).token()).map(Key).ok_or(No::Refuse(Refusal::NoPorts))
 }
 
-fn is_capable(syn: &Segment) -> bool {
-    syn.options.mptcp().iter().any(|option| matches!(option, MptcpOption::MpCapable(_)))
+/// What a segment of a handshake speaks.
+pub(super) fn transport_of(segment: &Segment) -> Transport {
+    let capable = |option: &MptcpOption| matches!(option, MptcpOption::MpCapable(_));
+    match segment.options.mptcp().iter().any(capable) {
+        true => Transport::Mptcp,
+        false => Transport::Tcp,
+    }
 }

@@ -83,6 +83,11 @@ impl SharedConfig {
         Opening { path_mss, ..Opening::new(hasher.finish(), now) }
     }
 
+    /// Every subflow's TCP.
+    pub fn subflow_tcp(&self) -> &Rc<TcpConfig> {
+        &self.subflow
+    }
+
     /// Other parameters, the same secret: a flow that is opened again goes on from its predecessor's numbers.
     pub fn with(&self, config: MptcpConfig) -> SharedConfig {
         SharedConfig { secret: self.secret.clone(), paths: self.paths.clone(), ..config.into() }

@@ -20,9 +20,9 @@ use crate::wire::{
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 
-const VERSION: u8 = 1;
+pub(super) const VERSION: u8 = 1;
 /// Flag H: HMAC-SHA256, the only algorithm there is.
-const SHA256: u8 = 0x01;
+pub(super) const SHA256: u8 = 0x01;
 /// Flag B: extensibility nobody has defined.
 const EXTENSIBILITY: u8 = 0x40;
 /// First wait for a fourth ACK when no round-trip time is known.
@@ -64,7 +64,7 @@ pub fn refuse_join(syn: &Segment, reason: ResetReason) -> Option<Segment> {
 }
 
 /// A SYN's or SYN/ACK's MP_CAPABLE that we can work with (RFC 8684 3.1: else it counts as absent).
-fn usable(options: &MptcpOptions) -> Option<MpCapable> {
+pub(super) fn usable(options: &MptcpOptions) -> Option<MpCapable> {
     options.iter().find_map(|option| match option {
         MptcpOption::MpCapable(m)
             if m.version == VERSION && m.flags & EXTENSIBILITY == 0 && m.flags & SHA256 != 0 =>
@@ -117,19 +117,35 @@ impl Connection {
         if capable.sender_key.is_some() {
             return None;
         }
-        let mut connection = Connection::blank(cfg, Role::Responder, key, flow);
-        connection.checksum |= capable.flags & MP_CAPABLE_CHECKSUM != 0;
-        connection.paths.initial_remote_forbidden = capable.flags & MP_CAPABLE_NO_JOIN_HERE != 0;
+        let opening = cfg.opening(flow, rng, now);
+        let held = SynReceived::new(&cfg.subflow, syn, opening, accept_text, now);
+        let mut connection = Connection::responder(cfg, key, flow, syn, held, capable.flags);
+        if let Some(subflow) = connection.subflows.first_mut() {
+            subflow.rx_base += accept_text;
+        }
         connection.counters.MPCapableSYNRX += 1;
-        let opening = connection.cfg.opening(flow, rng, now);
-        let held = SynReceived::new(&connection.cfg.subflow, syn, opening, accept_text, now);
-        let (rx_base, tx_base) = (held.irs() + accept_text, held.iss());
-        let stage = Stage::SynReceived(Box::new(held));
+        Some(connection)
+    }
+
+    /// The end that did not begin. `flags` are those of the peer's MP_CAPABLE.
+    pub(super) fn responder(
+        cfg: Rc<SharedConfig>,
+        key: Key,
+        flow: FlowTuple,
+        syn: &Segment,
+        received: SynReceived,
+        flags: u8,
+    ) -> Connection {
+        let mut connection = Connection::blank(cfg, Role::Responder, key, flow);
+        connection.checksum |= flags & MP_CAPABLE_CHECKSUM != 0;
+        connection.paths.initial_remote_forbidden = flags & MP_CAPABLE_NO_JOIN_HERE != 0;
+        let (rx_base, tx_base) = (received.irs(), received.iss());
+        let stage = Stage::SynReceived(Box::new(received));
         let mut subflow = Subflow::new(flow, stage, Handshake::Initial, (0, 0));
         (subflow.rx_base, subflow.tx_base) = (rx_base, tx_base);
         subflow.peer_scale = scale_of(&syn.options);
         connection.subflows.push(subflow);
-        Some(connection)
+        connection
     }
 
     /// Answers the SYN held since [`Connection::accept`], with `synack_text` outside of the data sequence space.

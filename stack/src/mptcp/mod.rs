@@ -8,6 +8,7 @@
 mod closing;
 mod config;
 mod connection;
+mod cookie;
 mod fallback;
 mod handshake;
 mod info;
@@ -25,6 +26,7 @@ mod tests;
 
 pub use config::{LocalAddress, MptcpConfig, SharedConfig};
 pub use connection::{Connection, Event};
+pub use cookie::{MpCapableAck, cookie_option};
 pub use fallback::FallbackCause;
 pub use handshake::{JoinRefusal, refuse_join};
 pub use info::{MptcpCounters, MptcpInfo, SubflowInfo};

@@ -68,8 +68,22 @@ counters! {
     Prohibited,
     /// SYNs dropped: as many connections as allowed.
     ListenOverflows,
-    /// SYNs dropped: as many half-open connections as allowed.
+    /// SYNs dropped, for whichever reason.
     ListenDrops,
+    /// SYNs dropped: as many half-open connections as allowed, and none that could make room.
+    TCPReqQFullDrop,
+    /// SYNs answered with a cookie because there were as many half-open connections as allowed.
+    TCPReqQFullDoCookies,
+    /// SYNs dropped: their source has as many half-open connections as allowed.
+    HalfOpenPerSource,
+    /// Half-open connections that made room for a new one.
+    HalfOpenEvicted,
+    /// SYN cookies sent.
+    SyncookiesSent,
+    /// SYN cookies that came back.
+    SyncookiesRecv,
+    /// Segments of no flow that came while cookies were out and that are not one of them.
+    SyncookiesFailed,
     /// SYNs dropped: the frame pool is nearly empty.
     MemoryPressures,
     /// Segments that were put together with the one before them, on receipt.

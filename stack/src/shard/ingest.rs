@@ -6,15 +6,14 @@
 
 use super::flow_table::Owner;
 use super::glance::{Glance, Request};
-use super::session::{Opened, Refusal, Session, Stage};
-use super::{Away, Entry, Shard, ShardConfig};
+use super::session::{Refusal, Session};
+use super::{Away, Shard, ShardConfig};
 use crate::tcp::reset_reply;
 use crate::time::Instant;
 use crate::wire::{
     FlowTuple, IcmpError, IcmpErrorKind, MpJoin, MptcpOption, Options, Parsed, ResetReason, Run,
     RxPacket, Segment, SegmentOptions, TxPacket, Unreachable, parse,
 };
-use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::net::IpAddr;
 
@@ -145,6 +144,13 @@ impl<S: Session> Shard<S> {
         if let Some(shard) = self.elsewhere(owner, &flow, via) {
             return self.send_away(packet, shard);
         }
+        let packet = match (owner, request) {
+            (None, Request::None) => match self.take_proof(packet, flow, now) {
+                Some(packet) => packet,
+                None => return,
+            },
+            _ => packet,
+        };
         match (owner, request) {
             (None, Request::None) if !self.owns(flow.local.addr) => self.pass(packet),
             (owner, request) => {
@@ -175,7 +181,7 @@ impl<S: Session> Shard<S> {
             (Some(Owner::TimeWait(slot)), _) => self.take_time_wait(segment, flow, slot, now),
             (Some(Owner::Shard(_)), _) => {} // never with a segment: it went there as it came
             // The flow ended within this batch.
-            (None, Request::Open) => drop(self.open(flow, segment, now)),
+            (None, Request::Open) => drop(self.knock(flow, segment, now)),
             (None, Request::None) => {
                 self.counters.InNoFlow += 1;
                 // In somebody else's name nothing is said about a flow that is over.
@@ -192,7 +198,7 @@ impl<S: Session> Shard<S> {
             self.counters.TimeWaitRecycled += 1;
             self.registry.time_wait.remove(slot);
             self.registry.remove_flow(flow, Owner::TimeWait(slot));
-            self.open(flow, segment, now);
+            self.knock(flow, segment, now);
             return;
         }
         if let Some(reply) = self.registry.time_wait.on_segment(slot, &segment, now) {
@@ -209,7 +215,7 @@ impl<S: Session> Shard<S> {
                 if let Some(shard) = self.host(&flow, &syn, via) {
                     return self.send_away(packet, shard);
                 }
-                if self.open(flow, syn, now) == Taken::No {
+                if self.knock(flow, syn, now) == Taken::No {
                     self.pass(packet);
                 }
             }
@@ -241,76 +247,12 @@ impl<S: Session> Shard<S> {
         self.registry.away.push((shard, Away::Packet(packet)));
     }
 
-    fn open(&mut self, flow: FlowTuple, syn: Segment, now: Instant) -> Taken {
+    /// A SYN of no flow.
+    fn knock(&mut self, flow: FlowTuple, syn: Segment, now: Instant) -> Taken {
         if let Some(token) = join_token(&syn) {
             return self.join(flow, syn, token, now);
         }
-        if self.is_full() {
-            // What is ours to answer is dropped: the peer tries again. What merely passes through goes on without us.
-            return if self.owns(flow.local.addr) { Taken::Yes } else { Taken::No };
-        }
-        let id = self.slab.next_id();
-        let mut cx = super::Cx {
-            now,
-            rng: &mut self.rng,
-            pool: &self.pool,
-            counters: &mut self.counters,
-            registry: &mut self.registry,
-            session: id,
-        };
-        match S::open(&mut self.config, flow, &syn, &mut cx) {
-            Opened::Session(session) => {
-                self.counters.InSegs += 1;
-                self.counters.PassiveOpens += 1;
-                self.adopt(session);
-                Taken::Yes
-            }
-            Opened::Refuse(why) => {
-                match why {
-                    Refusal::Prohibited => self.counters.Prohibited += 1,
-                    Refusal::NoService => self.counters.InNoFlow += 1,
-                    Refusal::NoPorts => self.counters.NoPorts += 1,
-                }
-                self.reset(flow, &syn, None);
-                Taken::Yes
-            }
-            Opened::Ignore => Taken::Yes,
-            Opened::Pass if self.owns(flow.local.addr) => {
-                self.counters.InNoFlow += 1;
-                self.reset(flow, &syn, None);
-                Taken::Yes
-            }
-            Opened::Pass => Taken::No,
-        }
-    }
-
-    /// Frames that new sessions leave alone; half of them are left alone by text as well.
-    fn reserve(&self) -> u32 {
-        self.pool.capacity() / self.registry.config.reserve.max(1)
-    }
-
-    /// Old sessions come first: no new ones while frames run low or a limit is reached.
-    fn is_full(&mut self) -> bool {
-        let limits = S::limits(&self.config);
-        let counter = if self.pool.free() < self.reserve() {
-            &mut self.counters.MemoryPressures
-        } else if self.slab.len() >= limits.sessions as usize {
-            &mut self.counters.ListenOverflows
-        } else if self.half_open >= limits.half_open {
-            &mut self.counters.ListenDrops
-        } else {
-            return false;
-        };
-        *counter += 1;
-        true
-    }
-
-    fn adopt(&mut self, session: S) {
-        let stage = Stage::HalfOpen;
-        let entry = Entry { session: Box::new(session), armed: None, dirty: false, stage };
-        let id = self.slab.insert(entry);
-        self.half_open += 1;
-        self.mark_dirty(id);
+        self.admit(flow, syn, now)
     }
 
     fn join(&mut self, flow: FlowTuple, syn: Segment, token: u32, now: Instant) -> Taken {
@@ -372,7 +314,12 @@ impl<S: Session> Shard<S> {
     }
 
     /// Answers a segment of no flow (RFC 9293 3.10.7.1), with an MPTCP reason if it asked for MPTCP.
-    fn reset(&mut self, flow: FlowTuple, segment: &Segment, reason: Option<ResetReason>) {
+    pub(super) fn reset(
+        &mut self,
+        flow: FlowTuple,
+        segment: &Segment,
+        reason: Option<ResetReason>,
+    ) {
         let Some(mut rst) = reset_reply(segment) else { return };
         if let (Some(reason), Options::Segment(SegmentOptions { mptcp, .. })) =
             (reason, &mut rst.options)
@@ -383,9 +330,17 @@ impl<S: Session> Shard<S> {
         self.reply(flow, rst);
     }
 
-    fn reply(&mut self, flow: FlowTuple, segment: Segment) {
+    pub(super) fn reply(&mut self, flow: FlowTuple, segment: Segment) {
         if self.replies.len() < MAX_REPLIES {
             self.replies.push_back((flow, segment));
+        }
+    }
+
+    pub(super) fn count_refusal(&mut self, why: Refusal) {
+        match why {
+            Refusal::Prohibited => self.counters.Prohibited += 1,
+            Refusal::NoService => self.counters.InNoFlow += 1,
+            Refusal::NoPorts => self.counters.NoPorts += 1,
         }
     }
 
@@ -394,14 +349,14 @@ impl<S: Session> Shard<S> {
         self.passed.push(packet);
     }
 
-    fn owns(&self, addr: IpAddr) -> bool {
+    pub(super) fn owns(&self, addr: IpAddr) -> bool {
         self.registry.config.owned.contains(&addr)
     }
 }
 
 /// Whether a SYN found somebody who deals with it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Taken {
+pub(super) enum Taken {
     Yes,
     No,
 }

@@ -5,9 +5,11 @@
 //! [`Shard::away`].
 #![forbid(unsafe_code)]
 
+mod admission;
 mod counters;
 mod flow_table;
 mod glance;
+mod half_open;
 mod homes;
 mod icmp_limit;
 mod ingest;
@@ -35,6 +37,7 @@ use alloc::collections::VecDeque;
 use alloc::vec::{Drain, Vec};
 use core::net::IpAddr;
 use core::ops::RangeInclusive;
+use half_open::HalfOpen;
 use session::Registry;
 use slab::Slab;
 
@@ -87,7 +90,7 @@ pub struct Shard<S: Session> {
     rng: Rng,
     registry: Registry,
     slab: Slab<Entry<S>>,
-    half_open: u32,
+    half_open: HalfOpen,
     wheel: Wheel<SessionId>,
     /// Sessions that may have something to send, each once, in turn.
     dirty: BlockQueue<SessionId>,
@@ -124,7 +127,7 @@ impl<S: Session> Shard<S> {
             registry: Registry::new(shard_config, &mut rng),
             rng,
             slab: Slab::new(),
-            half_open: 0,
+            half_open: HalfOpen::default(),
             wheel: Wheel::new(),
             dirty: BlockQueue::new(),
             replies: VecDeque::new(),
@@ -272,7 +275,7 @@ impl<S: Session> Shard<S> {
     pub fn occupancy(&self) -> Occupancy {
         Occupancy {
             sessions: self.slab.len(),
-            half_open: self.half_open as usize,
+            half_open: self.half_open.len(),
             flows: self.registry.table.flow_count(),
             tokens: self.registry.table.token_count(),
             time_wait: self.registry.time_wait.len(),
@@ -327,6 +330,9 @@ impl<S: Session> Shard<S> {
             entry.armed = Some(at);
             self.wheel.insert(id, at);
         }
+        if stage != Stage::HalfOpen {
+            self.half_open.remove(id);
+        }
         self.count_stage(before, stage);
         if stage == Stage::Finished {
             self.remove(id, now);
@@ -334,13 +340,11 @@ impl<S: Session> Shard<S> {
     }
 
     fn count_stage(&mut self, before: Stage, after: Stage) {
-        match before {
-            Stage::HalfOpen => self.half_open -= u32::from(after != before),
-            Stage::Open => self.counters.CurrEstab -= u64::from(after != before),
-            Stage::Finished => {}
+        if before == Stage::Open {
+            self.counters.CurrEstab -= u64::from(after != before);
         }
         match after {
-            Stage::HalfOpen => self.half_open += u32::from(after != before),
+            Stage::HalfOpen => {}
             Stage::Open => self.counters.CurrEstab += u64::from(after != before),
             Stage::Finished if before == Stage::HalfOpen => self.counters.AttemptFails += 1,
             Stage::Finished => {}

@@ -8,7 +8,7 @@ use super::time_wait::TimeWaitSlab;
 use super::{Away, Counters, ShardConfig};
 use crate::buf::Pool;
 use crate::rng::Rng;
-use crate::tcp::{Opening, TimeWait};
+use crate::tcp::{CookieJar, CookiePolicy, Opening, TimeWait};
 use crate::time::Instant;
 use crate::wire::{Endpoint, FlowTuple, IcmpError, Segment, TxPacket};
 use alloc::vec::Vec;
@@ -32,6 +32,33 @@ pub trait Session: Sized {
         syn: &Segment,
         cx: &mut Cx<'_>,
     ) -> Opened<Self>;
+
+    /// The SYN/ACK with a cookie for a SYN of no known flow, of which nothing is kept (RFC 4987 3.6). `None`: this one would
+    /// not be served, or not without being kept.
+    fn answer_by_cookie(
+        config: &mut Self::Config,
+        flow: FlowTuple,
+        syn: &Segment,
+        cx: &mut Cx<'_>,
+    ) -> Option<Segment> {
+        let _ = (config, flow, syn, cx);
+        None
+    }
+
+    /// A segment of no known flow. If it returns a cookie it opens a session, which is given the segment next.
+    fn open_proven(
+        config: &mut Self::Config,
+        flow: FlowTuple,
+        ack: &Segment,
+        cx: &mut Cx<'_>,
+    ) -> Option<Opened<Self>> {
+        let _ = (config, flow, ack, cx);
+        None
+    }
+
+    /// Half-open and oldest, it makes room for another: it ends without a word to the client, whose next SYN may find a
+    /// place.
+    fn on_evicted(&mut self, config: &mut Self::Config, cx: &mut Cx<'_>);
 
     /// A segment of one of its flows.
     fn on_segment(
@@ -76,8 +103,12 @@ pub trait Session: Sized {
 pub struct Limits {
     /// In all.
     pub sessions: u32,
-    /// Of them in [`Stage::HalfOpen`].
+    /// Of them in [`Stage::HalfOpen`], clients that returned a cookie not counted.
     pub half_open: u32,
+    /// Of them from one source: an address of IPv4, a /64 of IPv6.
+    pub half_open_per_source: u32,
+    /// When SYNs are answered without being kept.
+    pub cookies: CookiePolicy,
 }
 
 /// Where a session is in its life.
@@ -122,6 +153,7 @@ pub(super) struct Registry {
     pub time_wait: TimeWaitSlab,
     /// What waits to go to other shards, and to which.
     pub away: Vec<(u32, Away)>,
+    pub cookies: CookieJar,
     icmp_limit: IcmpLimit,
     secret: SipHasher13,
     /// Where the last search for a port ended.
@@ -134,6 +166,7 @@ impl Registry {
             table: FlowTable::new(rng),
             time_wait: TimeWaitSlab::new(config.max_time_wait),
             away: Vec::new(),
+            cookies: CookieJar::default(),
             icmp_limit: IcmpLimit::default(),
             secret: SipHasher13::new_with_keys(rng.u64(), rng.u64()),
             next_port: rng.u32(),
@@ -171,7 +204,7 @@ pub struct Cx<'a> {
 }
 
 /// Tries before a draw is given up: with a table half full, 64 misses in a row do not happen.
-const MAX_DRAWS: u32 = 64;
+pub(super) const MAX_DRAWS: u32 = 64;
 
 impl Cx<'_> {
     /// The session of this call.

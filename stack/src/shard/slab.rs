@@ -5,7 +5,7 @@ use crate::blocks::BlockVec;
 use core::num::NonZeroU32;
 
 /// A session of a shard. A number is never mistaken for a later session in the same slot.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct SessionId {
     index: u32,
     /// Never 0, so that what owns a flow fits into 8 octets.

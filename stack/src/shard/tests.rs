@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::buf::Chain;
+use crate::tcp::CookiePolicy;
 use crate::time::Duration;
 use crate::wire::{
     Control, Endpoint, IcmpError, MpJoin, MptcpOption, Options, Parsed, ResetReason, RxChecksum,
@@ -55,6 +56,10 @@ impl Session for Toy {
     fn on_join(&mut self, _: &mut ToyConfig, flow: FlowTuple, _: Segment, cx: &mut Cx<'_>) {
         assert!(cx.add_flow(flow));
         self.owed += 1;
+    }
+
+    fn on_evicted(&mut self, _: &mut ToyConfig, _: &mut Cx<'_>) {
+        self.stage = Stage::Finished;
     }
 
     fn on_icmp(&mut self, _: &mut ToyConfig, _: IcmpError, _: &mut Cx<'_>) {
@@ -113,6 +118,11 @@ fn at(ms: u64) -> Instant {
     Instant::from_millis(ms)
 }
 
+fn limits(sessions: u32, half_open: u32) -> Limits {
+    let cookies = CookiePolicy::Off;
+    Limits { sessions, half_open, half_open_per_source: u32::MAX, cookies }
+}
+
 struct Bench {
     shard: Shard<Toy>,
 }
@@ -129,7 +139,7 @@ impl Bench {
     fn new(change: impl FnOnce(&mut ShardConfig, &mut Limits)) -> Bench {
         let owned = vec!["10.0.0.1".parse().unwrap()];
         let mut config = ShardConfig { owned, ..ShardConfig::default() };
-        let mut limits = Limits { sessions: 100, half_open: 100 };
+        let mut limits = limits(100, 100);
         change(&mut config, &mut limits);
         let toys = ToyConfig { limits, fired: vec![], removed: 0 };
         let pool = Pool::new(16, 2048);
@@ -288,7 +298,7 @@ fn a_deadline_that_moves_fires_once_and_at_its_last_place() {
 #[test]
 fn a_crowd_of_deadlines_is_served_a_part_at_a_time() {
     const CROWD: u16 = 3 * EXPIRE_MOVES as u16 + 1;
-    let mut b = Bench::new(|_, limits| *limits = Limits { sessions: 9999, half_open: 9999 });
+    let mut b = Bench::new(|_, limits| *limits = tests::limits(9999, 9999));
     for port in 1..=CROWD {
         b.open(port, at(0));
         b.recv(flow(port, 80), segment(Control::None, 100, 0), at(0));
@@ -344,16 +354,18 @@ fn a_batch_may_open_and_close_a_flow() {
 
 #[test]
 fn newcomers_wait_when_limits_or_frames_run_out() {
-    let mut b = Bench::new(|_, limits| *limits = Limits { sessions: 3, half_open: 1 });
+    let mut b = Bench::new(|_, limits| *limits = tests::limits(3, 1));
     let syn = || segment(Control::Syn, 0, 0);
     b.recv(flow(4000, 80), syn(), at(0));
     b.recv(flow(4001, 80), syn(), at(0));
-    assert_eq!((b.shard.counters().ListenDrops, b.shard.occupancy().sessions), (1, 1));
-    b.recv(flow(4000, 80), segment(Control::None, 0, 0), at(0));
+    b.sent(10, at(0));
+    assert_eq!((b.shard.counters().HalfOpenEvicted, b.shard.occupancy().sessions), (1, 1));
+    assert_eq!(b.shard.config().removed, 1, "the first has waited longer");
+    b.recv(flow(4001, 80), segment(Control::None, 0, 0), at(0));
     b.sent(1, at(0));
-    b.open(4001, at(0));
     b.open(4002, at(0));
-    b.recv(flow(4003, 80), syn(), at(0));
+    b.open(4003, at(0));
+    b.recv(flow(4004, 80), syn(), at(0));
     assert_eq!((b.shard.counters().ListenOverflows, b.shard.occupancy().sessions), (1, 3));
     let mut b = Bench::new(|_, _| {});
     let held: Vec<_> = (0..15).map(|_| b.shard.pool.take().unwrap()).collect();

@@ -1,7 +1,7 @@
 //! What a TCP flow is configured with.
 #![forbid(unsafe_code)]
 
-use super::Pacing;
+use super::{CookiePolicy, Pacing};
 use crate::time::Duration;
 
 /// Which congestion control a flow runs.
@@ -99,6 +99,8 @@ pub struct TcpConfig {
     pub base_mss: u16,
     /// The least MTU in octets that an IPv4 router is believed (RFC 5927 7.2); `net.ipv4.route.min_pmtu`.
     pub min_pmtu: u16,
+    /// When SYNs are answered with cookies (RFC 4987 3.6).
+    pub syn_cookies: CookiePolicy,
 }
 
 impl TcpConfig {
@@ -137,6 +139,7 @@ impl Default for TcpConfig {
             mtu_probing: MtuProbing::BlackHole,
             base_mss: 1024,
             min_pmtu: 552,
+            syn_cookies: CookiePolicy::Auto,
         }
     }
 }

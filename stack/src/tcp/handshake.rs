@@ -5,7 +5,7 @@ use super::ecn::{self, EcnState};
 use super::output::plain;
 use super::rtt::{INITIAL_RTO, Rtt};
 use super::tcb::{AckOwed, Agreed, MIN_MSS, Stamps, Start};
-use super::{CloseReason, Tcb, TcpConfig, TxSegment, reset_reply};
+use super::{CloseReason, Proven, Tcb, TcpConfig, TxSegment, reset_reply};
 use crate::buf::Chain;
 use crate::time::{Duration, Instant};
 use crate::wire::{
@@ -59,6 +59,11 @@ impl Attempt {
         Attempt { owed: true, retries: 0, last_sent: None }
     }
 
+    /// One that was made and answered without us.
+    fn over() -> Attempt {
+        Attempt { owed: false, retries: 0, last_sent: None }
+    }
+
     fn deadline(&self) -> Option<Instant> {
         let patience = INITIAL_RTO.saturating_mul(1 << self.retries.min(16));
         self.last_sent.map(|at| at + patience)
@@ -89,7 +94,8 @@ impl Attempt {
         let mut rtt = Rtt::new();
         match self.last_sent {
             Some(at) if self.retries == 0 => rtt.on_sample(now.since(at), now),
-            _ => rtt.on_syn_timeout(),
+            Some(_) => rtt.on_syn_timeout(),
+            None => {}
         }
         rtt
     }
@@ -366,6 +372,13 @@ impl SynReceived {
             answer: Answer::Held,
             challenge: false,
         }
+    }
+
+    /// The flow whose third segment returned a cookie: feed it that segment next.
+    pub fn proven(cfg: &Rc<TcpConfig>, proven: &Proven, now: Instant) -> SynReceived {
+        let mut received = SynReceived::new(cfg, &proven.syn, proven.opening, 0, now);
+        received.answer = Answer::Accepted { text: Chain::new(), attempt: Attempt::over() };
+        received
     }
 
     pub(super) fn cfg(&self) -> &TcpConfig {

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::{
-    Arrival, CloseReason, Label, MtuTally, Opening, OptionRoom, Reassembly, State, Stop,
+    Arrival, CloseReason, Label, MtuTally, Opening, OptionRoom, Proven, Reassembly, State, Stop,
     SynReceived, SynReceivedOutcome, SynSent, SynSentOutcome, Tcb, TcpConfig, TcpEvents, TcpInfo,
     TimeWait, TooBig, TxSegment,
 };
@@ -75,6 +75,11 @@ impl Stream {
     /// Holds a SYN; its text, if any, is not taken.
     pub fn accept(cfg: &Rc<TcpConfig>, syn: &Segment, opening: Opening, now: Instant) -> Stream {
         Stream::new(cfg, Life::SynReceived(Box::new(SynReceived::new(cfg, syn, opening, 0, now))))
+    }
+
+    /// A flow whose third segment returned a cookie: feed it that segment next.
+    pub fn proven(cfg: &Rc<TcpConfig>, proven: &Proven, now: Instant) -> Stream {
+        Stream::new(cfg, Life::SynReceived(Box::new(SynReceived::proven(cfg, proven, now))))
     }
 
     /// Answers the held SYN.

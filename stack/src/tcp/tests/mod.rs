@@ -6,3 +6,4 @@ mod conversations;
 mod hostile;
 mod pacing;
 mod simulation;
+mod syn_cookie;
