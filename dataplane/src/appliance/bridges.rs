@@ -75,6 +75,7 @@ pub(super) fn share_of(mcp: &McpConfig, workers: u32) -> McpConfig {
     let mut mcp = mcp.clone();
     mcp.max_connections = mcp.max_connections.div_ceil(workers.max(1));
     mcp.max_half_open = mcp.max_half_open.div_ceil(workers.max(1));
+    mcp.max_half_open_per_source = mcp.max_half_open_per_source.div_ceil(workers.max(1));
     mcp
 }
 
@@ -151,11 +152,16 @@ mod tests {
 
     #[test]
     fn limits_of_the_node_are_divided_so_that_none_is_lost() {
-        let all = McpConfig { max_connections: 10, max_half_open: 2, ..McpConfig::default() };
+        let all = McpConfig {
+            max_connections: 10,
+            max_half_open: 2,
+            max_half_open_per_source: 5,
+            ..McpConfig::default()
+        };
         let of = |workers| {
             let share = share_of(&all, workers);
-            (share.max_connections, share.max_half_open)
+            (share.max_connections, share.max_half_open, share.max_half_open_per_source)
         };
-        assert_eq!((of(1), of(3), of(0)), ((10, 2), (4, 1), (10, 2)));
+        assert_eq!((of(1), of(3), of(0)), ((10, 2, 5), (4, 1, 2), (10, 2, 5)));
     }
 }

@@ -75,6 +75,7 @@ fn fixed(running: &Config, new: &Config) -> Vec<&'static str> {
     let pool = |limits: &Limits| Limits {
         connections: None,
         half_open: None,
+        half_open_per_source: None,
         subflows: None,
         buffer: None,
         ..limits.clone()

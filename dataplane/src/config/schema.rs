@@ -473,6 +473,9 @@ pub struct Tcp {
     /// As `net.ipv4.tcp_keepalive_time`; absent: no keepalives.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keepalive_time: Option<Text>,
+    /// As `net.ipv4.tcp_syncookies`, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub syn_cookies: Option<SynCookies>,
     /// Greatest segment size announced; absent: from the ports' MTU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mss: Option<Spanned<i64>>,
@@ -517,6 +520,19 @@ pub enum EcnMode {
     Accurate,
 }
 
+/// `tcp.syn-cookies`
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SynCookies {
+    /// Never.
+    Off,
+    /// When there are as many half-open connections as allowed.
+    #[default]
+    Auto,
+    /// For every SYN that can be answered so.
+    Always,
+}
+
 /// `[mptcp]`
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
@@ -554,6 +570,9 @@ pub struct Limits {
     /// Connections at a time that are not established on both sides.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub half_open: Option<Spanned<i64>>,
+    /// Of them, those of one source.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub half_open_per_source: Option<Spanned<i64>>,
     /// Subflows per connection, as in `ip mptcp limits`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subflows: Option<Spanned<i64>>,

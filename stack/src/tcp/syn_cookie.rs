@@ -5,12 +5,13 @@
 //! does without.
 #![forbid(unsafe_code)]
 
-use super::{Opening, SynReceived, TcpConfig};
+use super::ecn::{self, EcnState};
+use super::{EcnMode, Opening, SynReceived, TcpConfig};
 use crate::buf::Chain;
 use crate::rng::Rng;
 use crate::time::{Duration, Instant};
 use crate::wire::{
-    Control, FlowTuple, Options, Segment, SeqNum, SynOptions, Timestamps, WindowScale,
+    Control, EcnFlags, FlowTuple, Options, Segment, SeqNum, SynOptions, Timestamps, WindowScale,
 };
 use alloc::rc::Rc;
 use core::hash::{Hash, Hasher};
@@ -38,10 +39,11 @@ const SLOTS_PER_SECRET: u64 = 32;
 const MSS: [u16; 8] = [216, 536, 1220, 1360, 1400, 1440, 1460, 8960];
 /// What a peer means that names none (RFC 9293 3.7.1).
 const DEFAULT_MSS: u16 = 536;
-/// The low bits of TSval: shift of the window scale or [`NO_SCALE`], SACK, and one for ECN that is always 0 as yet.
+/// The low bits of TSval: shift of the window scale or [`NO_SCALE`], SACK, and ECN of RFC 3168 (for RFC 9768 there is no room).
 const STAMP_BITS: u32 = 0x3f;
 const NO_SCALE: u32 = 0x0f;
 const SACK: u32 = 0x10;
+const ECN: u32 = 0x20;
 
 /// The secrets behind the cookies of one shard.
 #[derive(Clone, Debug, Default)]
@@ -109,16 +111,23 @@ impl CookieJar {
         let covered = Covered { flow, irs: syn.seq, slot, mss, scale: our_scale(cfg), note };
         let mac = mac(self.newest(slot, rng), covered);
         let iss = SeqNum((slot as u32) << 27 | mss << 24 | mac);
-        let offered = match offered.timestamps.filter(|_| cfg.timestamps) {
-            Some(_) => offered.clone(),
+        let stamped = cfg.timestamps && offered.timestamps.is_some();
+        let offered = match stamped {
+            true => offered.clone(),
             // Nothing would bring them back.
-            None => SynOptions { mss: offered.mss, ..SynOptions::default() },
+            false => SynOptions { mss: offered.mss, ..SynOptions::default() },
+        };
+        let ecn = match EcnState::accept(cfg.ecn, syn) {
+            EcnState::Off => EcnFlags::NONE,
+            _ if !stamped => EcnFlags::NONE,
+            _ => ecn::request(EcnMode::On),
         };
         let val = (now.as_millis() as u32).wrapping_add(ts_offset);
-        let behind = val.wrapping_sub(noted(val, &offered, cfg));
+        let behind = val.wrapping_sub(noted(val, &offered, ecn, cfg));
         let opening =
             Opening { iss, ts_offset: ts_offset.wrapping_sub(behind), path_mss: u16::MAX };
-        let syn = Segment { options: Options::Syn(offered), text: Chain::new(), ..syn.clone() };
+        let syn =
+            Segment { options: Options::Syn(offered), ecn, text: Chain::new(), ..syn.clone() };
         let mut received = SynReceived::new(cfg, &syn, opening, 0, now);
         received.answer(Chain::new(), now);
         self.given = Some(now);
@@ -146,15 +155,20 @@ impl CookieJar {
             return None;
         }
         let mut options = SynOptions { mss: MSS.get(mss as usize).copied(), ..Default::default() };
+        let mut ecn = EcnFlags::NONE;
         if let Some(ts) = ack.options.timestamps().filter(|_| cfg.timestamps) {
             let scale = ts.ecr & NO_SCALE;
             options.window_scale = (scale != NO_SCALE).then_some(scale as u8);
             options.sack_permitted = ts.ecr & SACK != 0;
             options.timestamps = Some(Timestamps { val: ts.val, ecr: 0 });
+            if ts.ecr & ECN != 0 {
+                ecn = ecn::request(EcnMode::On);
+            }
         }
         let syn = Segment {
             seq: irs,
             control: Control::Syn,
+            ecn,
             window: ack.window,
             options: Options::Syn(options),
             ..Default::default()
@@ -199,10 +213,11 @@ impl CookieJar {
 }
 
 /// The latest TSval not after `val` whose low bits say what `offered` and we have in common.
-fn noted(val: u32, offered: &SynOptions, cfg: &TcpConfig) -> u32 {
+fn noted(val: u32, offered: &SynOptions, ecn: EcnFlags, cfg: &TcpConfig) -> u32 {
     let scale = offered.window_scale.map_or(NO_SCALE, |shift| u32::from(shift.min(14)));
     let sack = if offered.sack_permitted && cfg.sack { SACK } else { 0 };
-    let low = scale | sack;
+    let ecn = if ecn == EcnFlags::NONE { 0 } else { ECN };
+    let low = scale | sack | ecn;
     let ahead = (val & STAMP_BITS) < low;
     ((val & !STAMP_BITS) | low).wrapping_sub(if ahead { STAMP_BITS + 1 } else { 0 })
 }

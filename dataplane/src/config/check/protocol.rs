@@ -2,12 +2,12 @@
 #![forbid(unsafe_code)]
 
 use super::Check;
-use crate::config::schema::{self, Congestion, Pacing};
+use crate::config::schema::{self, Congestion, Pacing, SynCookies};
 use crate::config::value::Fault;
 use crate::run::PortConfig;
 use stack::mcp::McpConfig;
 use stack::mptcp::MptcpConfig;
-use stack::tcp::{self, Algorithm, EcnMode, TcpConfig};
+use stack::tcp::{self, Algorithm, CookiePolicy, EcnMode, TcpConfig};
 use std::time::Duration;
 
 /// What a link is taken for whose MTU nobody says.
@@ -59,6 +59,11 @@ impl Check {
                 schema::EcnMode::Accurate => EcnMode::Accurate,
             },
             abe: tcp.abe.unwrap_or(default.abe),
+            syn_cookies: match tcp.syn_cookies.unwrap_or_default() {
+                SynCookies::Off => CookiePolicy::Off,
+                SynCookies::Auto => CookiePolicy::Auto,
+                SynCookies::Always => CookiePolicy::Always,
+            },
             timestamps: tcp.timestamps.unwrap_or(true),
             sack: tcp.sack.unwrap_or(true),
             delayed_ack: self.duration(
@@ -164,6 +169,12 @@ impl Check {
         mcp.max_half_open = self.number(
             "limits.half-open",
             limits.half_open.as_ref(),
+            connections.clone(),
+            mcp.max_half_open,
+        );
+        mcp.max_half_open_per_source = self.number(
+            "limits.half-open-per-source",
+            limits.half_open_per_source.as_ref(),
             connections,
             mcp.max_half_open,
         );

@@ -1,5 +1,6 @@
 //! SYN cookies (RFC 4987 3.6): a client that runs our own TCP, and a server that keeps nothing of its SYN.
 
+use super::super::ecn::EcnState;
 use super::super::*;
 use crate::buf::{Chain, Pool};
 use crate::rng::Rng;
@@ -129,6 +130,27 @@ fn without_timestamps_there_is_no_scale_and_no_sack() {
         let agreed = &end.tcb().unwrap().agreed;
         assert!(!agreed.sack && agreed.timestamps.is_none());
         assert_eq!((agreed.snd_scale.shift(), agreed.rcv_scale.shift()), (0, 0));
+    }
+}
+
+/// RFC 3168 6.1.1: both ends know whether they agreed, whatever the client asked for.
+#[test]
+fn ecn_survives_as_that_of_rfc_3168() {
+    for (mode, timestamps, kept) in [
+        (EcnMode::On, true, true),
+        (EcnMode::Accurate, true, true),
+        (EcnMode::Accept, true, false),
+        (EcnMode::On, false, false),
+    ] {
+        let mut server = Server::new();
+        let cfg = TcpConfig { ecn: mode, timestamps, ..Default::default() };
+        let (client, ack) = server.third_ack(cfg);
+        let stream = server.establish(&ack);
+        for end in [&client, &stream] {
+            let ecn = end.tcb().unwrap().agreed.ecn;
+            assert_eq!(ecn != EcnState::Off, kept, "{mode:?}");
+            assert!(!matches!(ecn, EcnState::Accurate(..)), "there is no room for its counters");
+        }
     }
 }
 

@@ -8,7 +8,9 @@ use stack::rng::Rng;
 use stack::shard::{
     Counters, Cx, Limits, Opened, Refusal, Session, SessionId, Shard, ShardConfig, Stage,
 };
-use stack::tcp::{Algorithm, CloseReason, EcnMode, Phase, Stream, TcpConfig, TcpInfo};
+use stack::tcp::{
+    Algorithm, CloseReason, CookiePolicy, EcnMode, Phase, Stream, TcpConfig, TcpInfo,
+};
 use stack::time::Instant;
 use stack::wire::{
     Endpoint, FlowTuple, IcmpError, IcmpErrorKind, RxChecksum, RxPacket, Segment, TxPacket, emit,
@@ -106,6 +108,32 @@ impl Session for Endpoints {
         Opened::Session(Endpoints::new(flow, stream))
     }
 
+    fn answer_by_cookie(
+        settings: &mut Settings,
+        flow: FlowTuple,
+        syn: &Segment,
+        cx: &mut Cx<'_>,
+    ) -> Option<Segment> {
+        let listens = settings.listening == Listening::Yes && flow.local.port != ORDERS;
+        if listens { cx.cookie(&settings.tcp, flow, syn, 0) } else { None }
+    }
+
+    fn open_proven(
+        settings: &mut Settings,
+        flow: FlowTuple,
+        ack: &Segment,
+        cx: &mut Cx<'_>,
+    ) -> Option<Opened<Endpoints>> {
+        let proven = cx.returned_cookie(&settings.tcp, flow, ack, 0)?;
+        assert!(cx.add_flow(flow), "nobody had it");
+        let stream = Stream::proven(&settings.tcp, &proven, cx.now);
+        Some(Opened::Session(Endpoints::new(flow, stream)))
+    }
+
+    fn on_evicted(&mut self, _: &mut Settings, _: &mut Cx<'_>) {
+        self.finished = true;
+    }
+
     fn on_segment(&mut self, settings: &mut Settings, _: FlowTuple, seg: Segment, cx: &mut Cx<'_>) {
         if let Some(stop) = self.stream.on_segment(seg, cx.now) {
             cx.counters.on_stop(stop);
@@ -198,7 +226,12 @@ impl Host {
         };
         // Windows that a SYN can express in full: no update follows the handshake.
         let mut tcp = TcpConfig { receive_buffer: 65_535, ..TcpConfig::default() };
-        let mut limits = Limits { sessions: 1_000, half_open: 1_000 };
+        let mut limits = Limits {
+            sessions: 1_000,
+            half_open: 1_000,
+            half_open_per_source: u32::MAX,
+            cookies: CookiePolicy::Off,
+        };
         for (key, value) in settings {
             set(&mut tcp, &mut limits, key, value)
                 .map_err(|why| format!("{key}={value}: {why}"))?;
@@ -411,6 +444,14 @@ fn set(tcp: &mut TcpConfig, limits: &mut Limits, key: &str, value: &str) -> Resu
         "keepalive" => tcp.keepalive = Some(duration(value)?),
         "gso_max" => tcp.gso_max = number(value)?,
         "backlog" => limits.half_open = number(value)?,
+        "syn_cookies" => {
+            limits.cookies = match value {
+                "off" => CookiePolicy::Off,
+                "auto" => CookiePolicy::Auto,
+                "always" => CookiePolicy::Always,
+                _ => return Err("no such policy".to_owned()),
+            }
+        }
         "sessions" => limits.sessions = number(value)?,
         _ => return Err("no such setting".to_owned()),
     }
