@@ -180,8 +180,9 @@ fn start_workers(
 ) -> Result<Vec<Running<Bridges>>, ApplianceError> {
     let rng = || seed().map(Rng::from_seed).map_err(ApplianceError::Entropy);
     let workers = cores.len() as u32;
-    let homes = Homes { shards: workers, key: rng()?.u32() };
-    let plan = Plan::new(config, homes);
+    let mut common = rng()?;
+    let homes = Homes { shards: workers, key: common.u32() };
+    let plan = Plan::new(config, homes, &mut common);
     let frames = config.pool.frames(workers);
     let mut members = Vec::new();
     for (index, core) in (0..).zip(cores) {

@@ -8,6 +8,7 @@ use stack::buf::Pool;
 use stack::mcp::{Bridge, ConnectionInfo, McpConfig};
 use stack::rng::Rng;
 use stack::shard::{Away, Homes, Occupancy, Shard, ShardConfig};
+use stack::tcp::FastOpenSecret;
 use stack::time::Instant;
 use stack::wire::{FlowTuple, RxPacket, TxPacket, Unreachable};
 use std::net::IpAddr;
@@ -86,17 +87,19 @@ pub(super) struct Plan {
     mss: MssRule,
     owned: Vec<IpAddr>,
     homes: Homes,
+    fast_open_secret: FastOpenSecret,
 }
 
 impl Plan {
     /// For as many workers as `homes` says.
-    pub(super) fn new(config: &Config, homes: Homes) -> Plan {
+    pub(super) fn new(config: &Config, homes: Homes, rng: &mut Rng) -> Plan {
         let ports = config.worker.ports.iter();
         Plan {
             mcp: share_of(&config.mcp, homes.shards),
             mss: config.mss.clone(),
             owned: ports.flat_map(|p| p.owned.iter().map(|o| o.addr)).collect(),
             homes,
+            fast_open_secret: FastOpenSecret([rng.u64(), rng.u64()]),
         }
     }
 }
@@ -104,10 +107,12 @@ impl Plan {
 impl Bridges {
     /// Those of worker `index`, over `pool`.
     pub(super) fn new(plan: Plan, index: u32, pool: &Pool, rng: Rng) -> Bridges {
-        let Plan { mcp, mss, owned, homes } = plan;
+        let Plan { mcp, mss, owned, homes, fast_open_secret } = plan;
         let default = ShardConfig::default();
         let max_time_wait = default.max_time_wait.div_ceil(homes.shards.max(1));
-        let config = ShardConfig { homes, index, owned, max_time_wait, ..default };
+        let fast_open_secret = Some(fast_open_secret);
+        let config =
+            ShardConfig { homes, index, owned, max_time_wait, fast_open_secret, ..default };
         let shard = Shard::new(config, mcp, pool.clone(), rng);
         Bridges { shard, mss, mtus: Vec::new(), now: Instant::ZERO }
     }

@@ -473,6 +473,12 @@ pub struct Tcp {
     /// As `net.ipv4.tcp_keepalive_time`; absent: no keepalives.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keepalive_time: Option<Text>,
+    /// As `net.ipv4.tcp_fastopen`, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fast_open: Option<Vec<FastOpenRole>>,
+    /// Connections at a time that took text from a SYN and whose client has not answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fast_open_pending: Option<Spanned<i64>>,
     /// As `net.ipv4.tcp_syncookies`, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub syn_cookies: Option<SynCookies>,
@@ -518,6 +524,16 @@ pub enum EcnMode {
     On,
     /// Ask for RFC 9768: `net.ipv4.tcp_ecn=3`.
     Accurate,
+}
+
+/// `tcp.fast-open`
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FastOpenRole {
+    /// Text in our SYNs.
+    Client,
+    /// Text taken from SYNs.
+    Server,
 }
 
 /// `tcp.syn-cookies`

@@ -68,8 +68,6 @@ pub(super) struct Plan {
     pub expected: Option<Expected>,
     /// What our SYN/ACK carries.
     pub echo: Chain,
-    /// What the client already said.
-    pub early: Chain,
 }
 
 /// What a dMCP owes.
@@ -108,6 +106,8 @@ pub(super) struct Parts {
     pub near: Leg,
     pub far: Leg,
     pub plan: Plan,
+    /// Octets of the client's that the far leg has already.
+    pub early: u32,
     pub remote: Option<u32>,
     pub buffer: u32,
     /// SEG.SEQ of the client's SYN.
@@ -116,7 +116,7 @@ pub(super) struct Parts {
 
 impl Bridge {
     pub(super) fn new(parts: Parts, cx: &mut Cx<'_>) -> Bridge {
-        let Parts { origin, mode, near, far, plan, remote, buffer, syn } = parts;
+        let Parts { origin, mode, near, far, plan, early, remote, buffer, syn } = parts;
         let (near_flow, far_flow) = (near.first_flow(), far.first_flow());
         let bridge = Bridge {
             id: cx.session(),
@@ -127,7 +127,7 @@ impl Bridge {
             far,
             leaving: None,
             state: State::Held(Box::new(plan)),
-            up: Direction::default(),
+            up: Direction { octets: early.into(), ..Direction::default() },
             down: Direction::default(),
             remote,
             buffer,
@@ -140,6 +140,7 @@ impl Bridge {
             cx.add_token(token);
         }
         cx.counters.ActiveOpens += 1;
+        cx.counters.RelayedUp += u64::from(early);
         bridge
     }
 
@@ -164,6 +165,12 @@ impl Bridge {
                 }
                 leg => leg.on_segment(flow, segment, cx),
             }
+        }
+        if which == Which::Far
+            && let Leg::Tcp(leg) = &mut self.far
+            && let Some(lesson) = leg.stream.take_lesson()
+        {
+            config.learn_fast_open(leg.flow.remote.addr, lesson, cx);
         }
         self.advance(config, cx);
     }
@@ -428,9 +435,8 @@ impl Bridge {
         if plan.expected.is_some() {
             cx.counters.ConvertEstab += 1;
         }
-        let Plan { echo, early, .. } = core::mem::take(&mut **plan);
+        let Plan { echo, .. } = core::mem::take(&mut **plan);
         self.near.answer(echo, cx.now);
-        self.up.ahead = (!early.is_empty()).then(|| Box::new(early));
         self.down.ahead = (!rest.is_empty()).then(|| Box::new(rest));
         self.state = State::Answered;
     }
@@ -458,7 +464,9 @@ impl Bridge {
         if let Some(remote) = self.remote.take() {
             config.avoided.avoid(remote as usize, why, cx.now);
         }
-        let Some(far) = connect_plainly(config, source, self.client(), self.server(), cx) else {
+        let Some(far) =
+            connect_plainly(config, source, self.client(), self.server(), Chain::new(), cx)
+        else {
             cx.counters.NoPorts += 1;
             return self.abort(CloseReason::Aborted);
         };

@@ -11,7 +11,7 @@ use super::policy::{Mcp, Source};
 use crate::buf::Chain;
 use crate::mptcp::{Connection, Key, SharedConfig};
 use crate::shard::{Cx, Limits, Opened, Refusal, Session, Stage};
-use crate::tcp::{Proven, Stream};
+use crate::tcp::{FastOpenTry, Proven, Stream};
 use crate::time::{Duration, Instant};
 use crate::wire::{Endpoint, FlowTuple, IcmpError, MpJoin, MptcpOption, Segment, TxPacket};
 use alloc::boxed::Box;
@@ -199,7 +199,8 @@ impl Asked<'_> {
             Some(proof) => Stream::proven(&config.tcp, proof.proven, cx.now),
             None => {
                 let opening = config.opening(self.flow, cx);
-                Stream::accept(&config.tcp, self.syn, opening, cx.now)
+                let grant = cx.fast_open(&config.tcp, self.flow, self.syn);
+                Stream::fast_accept(&config.tcp, self.syn, opening, grant, cx.now)
             }
         };
         Leg::Tcp(Box::new(TcpLeg { flow: self.flow, stream }))
@@ -212,6 +213,7 @@ impl Asked<'_> {
             near,
             far,
             plan: Plan::default(),
+            early: 0,
             remote: None,
             buffer: config.config.buffer,
             syn: self.syn.seq,
@@ -229,12 +231,15 @@ fn open_convert(
     cx: &mut Cx<'_>,
 ) -> Result<Parts, No> {
     let (client, server) = (asked.flow.remote, asked.flow.local);
-    let near = asked.near_tcp(config, cx);
+    let mut near = asked.near_tcp(config, cx);
     if config.avoided.avoided(remote, cx.now).is_some() {
         cx.counters.ConvertAvoided += 1;
-        let far = connect_plainly(config, Source::new(source, client), client, server, cx)
+        let early = near.recv().unwrap_or_default();
+        let len = early.len();
+        let far = connect_plainly(config, Source::new(source, client), client, server, early, cx)
             .ok_or(No::Refuse(Refusal::NoPorts))?;
-        return Ok(asked.parts(config, origin, Mode::Plain, near, far));
+        let parts = asked.parts(config, origin, Mode::Plain, near, far);
+        return Ok(Parts { early: len, ..parts });
     }
     let (local, endpoint) = config.path_to_remote(remote).ok_or(No::Refuse(Refusal::NoPorts))?;
     let port = cx.ephemeral_port(local, endpoint).ok_or(No::Refuse(Refusal::NoPorts))?;
@@ -283,11 +288,12 @@ fn open_explicit(
     if matches!(near, Leg::Tcp(_)) {
         return Err(No::Silence);
     }
-    let far = connect_plainly(config, source, asked.flow.remote, server, cx)
+    let len = early.len();
+    let far = connect_plainly(config, source, asked.flow.remote, server, early, cx)
         .ok_or(No::Refuse(Refusal::NoPorts))?;
     let mut parts = asked.parts(config, origin, Mode::Deconvert, near, far);
-    parts.plan = Plan { echo, early, ..Plan::default() };
-    Ok(parts)
+    parts.plan.echo = echo;
+    Ok(Parts { early: len, ..parts })
 }
 
 /// A fixed relay.
@@ -299,9 +305,19 @@ fn open_relay(
     connect: Transport,
     cx: &mut Cx<'_>,
 ) -> Result<Parts, No> {
-    let near = asked.near(config, 0, cx)?;
-    let far = connect_far(config, connect, Source::Ours, asked.flow.remote, server, cx)?;
-    Ok(asked.parts(config, origin, Mode::Relay, near, far))
+    let mut near = asked.near(config, 0, cx)?;
+    let client = asked.flow.remote;
+    let (far, early) = match connect {
+        Transport::Tcp => {
+            // What came with the client's SYN may go with ours.
+            let text = near.recv().unwrap_or_default();
+            let len = text.len();
+            let far = connect_plainly(config, Source::Ours, client, server, text, cx);
+            (far.ok_or(No::Refuse(Refusal::NoPorts))?, len)
+        }
+        Transport::Mptcp => (connect_far(config, connect, Source::Ours, client, server, cx)?, 0),
+    };
+    Ok(Parts { early, ..asked.parts(config, origin, Mode::Relay, near, far) })
 }
 
 /// TCP in, MPTCP straight to the server out.
@@ -346,9 +362,8 @@ fn connect_far(
     cx: &mut Cx<'_>,
 ) -> Result<Leg, No> {
     match transport {
-        Transport::Tcp => {
-            connect_plainly(config, source, client, server, cx).ok_or(No::Refuse(Refusal::NoPorts))
-        }
+        Transport::Tcp => connect_plainly(config, source, client, server, Chain::new(), cx)
+            .ok_or(No::Refuse(Refusal::NoPorts)),
         Transport::Mptcp => {
             let flow = config
                 .far_flow(source, Transport::Mptcp, client, server, cx)
@@ -358,17 +373,23 @@ fn connect_far(
     }
 }
 
-/// A TCP leg to `server`; `None` if no address or port is free for it.
+/// A TCP leg to `server` that begins with `early`, in its SYN if the server is known to take that; `None` if no address or
+/// port is free for it.
 pub(super) fn connect_plainly(
     config: &Mcp,
     source: Source,
     client: Endpoint,
     server: Endpoint,
+    early: Chain,
     cx: &mut Cx<'_>,
 ) -> Option<Leg> {
     let flow = config.far_flow(source, Transport::Tcp, client, server, cx)?;
     let opening = config.opening(flow, cx);
-    let stream = Stream::connect(&config.tcp, opening, cx.now);
+    let what = match config.tcp.fast_open.client {
+        true => config.fast_open.ask(server.addr, cx.now),
+        false => FastOpenTry::Not,
+    };
+    let stream = Stream::fast_connect(&config.tcp, opening, what, early, cx.now);
     Some(Leg::Tcp(Box::new(TcpLeg { flow, stream })))
 }
 

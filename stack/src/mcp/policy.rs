@@ -6,7 +6,7 @@ use super::info::Origin;
 use super::negative_cache::NegativeCache;
 use crate::mptcp::{MptcpConfig, MptcpCounters, SharedConfig};
 use crate::shard::Cx;
-use crate::tcp::{Opening, PathMtus, TcpConfig};
+use crate::tcp::{FastOpenCache, FastOpenLesson, Opening, PathMtus, TcpConfig};
 use crate::wire::{Endpoint, FlowTuple};
 use alloc::rc::Rc;
 use alloc::string::String;
@@ -23,6 +23,8 @@ pub struct Mcp {
     /// MPTCP legs towards a dMCP: without MP_CAPABLE there is no conversion, so a SYN never goes without.
     pub(super) explicit: Rc<SharedConfig>,
     pub(super) avoided: NegativeCache,
+    /// What servers of TCP legs do with text in a SYN.
+    pub(super) fast_open: FastOpenCache,
     /// What paths carry: what one leg learns, others begin with.
     pub(super) paths: PathMtus,
     pub(super) counters: MptcpCounters,
@@ -75,6 +77,7 @@ impl From<McpConfig> for Mcp {
             mptcp: Rc::new(SharedConfig::from(mptcp).knowing(&paths)),
             explicit: Rc::new(SharedConfig::from(explicit).knowing(&paths)),
             paths,
+            fast_open: FastOpenCache::default(),
             avoided: NegativeCache::new(config.remotes.len(), config.negative_cache_ttl),
             counters: MptcpCounters::default(),
             config: Rc::new(config),
@@ -130,6 +133,18 @@ impl Mcp {
     pub(super) fn opening(&self, flow: FlowTuple, cx: &Cx<'_>) -> Opening {
         let path_mss = self.paths.mss(flow.remote.addr, cx.now);
         Opening { path_mss, ..cx.opening(flow) }
+    }
+
+    /// Takes in how a SYN to `server` fared.
+    pub(super) fn learn_fast_open(
+        &mut self,
+        server: IpAddr,
+        lesson: FastOpenLesson,
+        cx: &mut Cx<'_>,
+    ) {
+        cx.counters.on_fast_open(lesson.fate);
+        let paused = self.fast_open.learn(server, lesson, cx.now);
+        cx.counters.TCPFastOpenBlackhole += u64::from(paused);
     }
 
     /// What a connection says that it came by, of rule `i`.

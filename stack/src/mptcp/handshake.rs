@@ -260,7 +260,7 @@ impl Connection {
                 }
             }
             SynSentOutcome::Simultaneous(_) => self.subflow_gone(i, CloseReason::Aborted, now),
-            SynSentOutcome::Established { tcb, acked_text, text } => {
+            SynSentOutcome::Established { tcb, acked_text, text, .. } => {
                 sf.peer_scale = scale;
                 sf.rx_base = tcb.rcv_nxt() - 1;
                 sf.tx_base = iss + acked_text;

@@ -71,6 +71,9 @@ impl<S: Session> Shard<S> {
         segment: &Segment,
         client: Client,
     ) -> (Taken, Option<super::SessionId>) {
+        if !matches!(opened, Opened::Session(_)) {
+            self.registry.fast_open.settled(self.slab.next_id());
+        }
         match opened {
             Opened::Session(session) => {
                 self.counters.InSegs += 1;

@@ -1,7 +1,7 @@
 //! What a shard counted, under the names of the kernel's MIBs where the kernel has one.
 #![forbid(unsafe_code)]
 
-use crate::tcp::{MtuTally, Stop, TcpEvents, TooBig, Why};
+use crate::tcp::{FastOpenFate, MtuTally, Stop, TcpEvents, TooBig, Why};
 use crate::wire::Malformed;
 
 macro_rules! counters {
@@ -78,6 +78,20 @@ counters! {
     HalfOpenPerSource,
     /// Half-open connections that made room for a new one.
     HalfOpenEvicted,
+    /// SYNs with text that a server took (RFC 7413).
+    TCPFastOpenActive,
+    /// SYNs with text that was not taken.
+    TCPFastOpenActiveFail,
+    /// Times that so many of these were lost in a row that none is sent for a while.
+    TCPFastOpenBlackhole,
+    /// SYNs whose text was taken because of their cookie.
+    TCPFastOpenPassive,
+    /// SYNs with a cookie that is not ours.
+    TCPFastOpenPassiveFail,
+    /// SYNs whose text was not taken: too many others' clients have not answered yet.
+    TCPFastOpenListenOverflow,
+    /// SYNs that asked for a cookie.
+    TCPFastOpenCookieReqd,
     /// SYN cookies sent.
     SyncookiesSent,
     /// SYN cookies that came back.
@@ -273,6 +287,15 @@ impl Counters {
             TCPOFOQueue,
             TCPSACKReorder
         );
+    }
+
+    /// Counts how a SYN fared that tried Fast Open.
+    pub fn on_fast_open(&mut self, fate: FastOpenFate) {
+        match fate {
+            FastOpenFate::TextTaken => self.TCPFastOpenActive += 1,
+            FastOpenFate::TextRefused | FastOpenFate::Lost => self.TCPFastOpenActiveFail += 1,
+            FastOpenFate::Asked => {}
+        }
     }
 
     /// Counts a segment that TCP did not process to its end. One that ended its connection counts as that.

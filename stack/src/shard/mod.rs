@@ -7,6 +7,7 @@
 
 mod admission;
 mod counters;
+mod fast_open;
 mod flow_table;
 mod glance;
 mod half_open;
@@ -29,6 +30,7 @@ pub use slab::SessionId;
 use crate::blocks::BlockQueue;
 use crate::buf::Pool;
 use crate::rng::Rng;
+use crate::tcp::FastOpenSecret;
 use crate::time::{Instant, earliest};
 use crate::wheel::Wheel;
 use crate::wire::{FlowTuple, RxPacket, Segment, TxPacket, emit};
@@ -57,6 +59,9 @@ pub struct ShardConfig {
     /// SYNs are not served while fewer than one in this many frames of the pool are free; text is not taken while
     /// fewer than half as many are.
     pub reserve: u32,
+    /// Behind the cookies of Fast Open, the same in all shards: a client's next flow may be another's. `None`: one of its
+    /// own, for a shard that is alone.
+    pub fast_open_secret: Option<FastOpenSecret>,
 }
 
 impl Default for ShardConfig {
@@ -69,6 +74,7 @@ impl Default for ShardConfig {
             ephemeral: 1024..=65_535,
             max_time_wait: 16_384,
             reserve: 8,
+            fast_open_secret: None,
         }
     }
 }
@@ -332,6 +338,7 @@ impl<S: Session> Shard<S> {
         }
         if stage != Stage::HalfOpen {
             self.half_open.remove(id);
+            self.registry.fast_open.settled(id);
         }
         self.count_stage(before, stage);
         if stage == Stage::Finished {

@@ -1,6 +1,7 @@
 //! What a shard runs: the contract of a session, and what a session may ask of its shard.
 #![forbid(unsafe_code)]
 
+use super::fast_open::FastOpenServer;
 use super::flow_table::{FlowTable, Owner};
 use super::icmp_limit::IcmpLimit;
 use super::slab::SessionId;
@@ -154,6 +155,7 @@ pub(super) struct Registry {
     /// What waits to go to other shards, and to which.
     pub away: Vec<(u32, Away)>,
     pub cookies: CookieJar,
+    pub fast_open: FastOpenServer,
     icmp_limit: IcmpLimit,
     secret: SipHasher13,
     /// Where the last search for a port ended.
@@ -167,6 +169,7 @@ impl Registry {
             time_wait: TimeWaitSlab::new(config.max_time_wait),
             away: Vec::new(),
             cookies: CookieJar::default(),
+            fast_open: FastOpenServer::new(config.fast_open_secret),
             icmp_limit: IcmpLimit::default(),
             secret: SipHasher13::new_with_keys(rng.u64(), rng.u64()),
             next_port: rng.u32(),

@@ -1,7 +1,7 @@
 //! What a TCP flow is configured with.
 #![forbid(unsafe_code)]
 
-use super::{CookiePolicy, Pacing};
+use super::{CookiePolicy, FastOpenRoles, Pacing};
 use crate::time::Duration;
 
 /// Which congestion control a flow runs.
@@ -99,6 +99,11 @@ pub struct TcpConfig {
     pub base_mss: u16,
     /// The least MTU in octets that an IPv4 router is believed (RFC 5927 7.2); `net.ipv4.route.min_pmtu`.
     pub min_pmtu: u16,
+    /// Which ends of Fast Open are played (RFC 7413).
+    pub fast_open: FastOpenRoles,
+    /// Connections at a time that have taken the text of a SYN and whose client has not answered (RFC 7413 4.2:
+    /// PendingFastOpenRequests).
+    pub fast_open_pending: u32,
     /// When SYNs are answered with cookies (RFC 4987 3.6).
     pub syn_cookies: CookiePolicy,
 }
@@ -139,6 +144,8 @@ impl Default for TcpConfig {
             mtu_probing: MtuProbing::BlackHole,
             base_mss: 1024,
             min_pmtu: 552,
+            fast_open: FastOpenRoles::default(),
+            fast_open_pending: 256,
             syn_cookies: CookiePolicy::Auto,
         }
     }

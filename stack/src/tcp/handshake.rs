@@ -5,12 +5,15 @@ use super::ecn::{self, EcnState};
 use super::output::plain;
 use super::rtt::{INITIAL_RTO, Rtt};
 use super::tcb::{AckOwed, Agreed, MIN_MSS, Stamps, Start};
-use super::{CloseReason, Proven, Tcb, TcpConfig, TxSegment, reset_reply};
+use super::{
+    CloseReason, FastOpenFate, FastOpenGrant, FastOpenLesson, FastOpenTry, Label, Proven, Tcb,
+    TcpConfig, TxSegment, reset_reply,
+};
 use crate::buf::Chain;
 use crate::time::{Duration, Instant};
 use crate::wire::{
-    Control, Ecn, MptcpOptions, Options, Segment, SeqNum, SynOptions, Timestamps, UnscaledWindow,
-    WindowScale, WindowSize,
+    Control, Ecn, FastOpen, MptcpOptions, Options, Segment, SeqNum, SynOptions, Timestamps,
+    UnscaledWindow, WindowScale, WindowSize,
 };
 use alloc::boxed::Box;
 use alloc::rc::Rc;
@@ -107,6 +110,7 @@ fn our_syn(cfg: &TcpConfig) -> SynOptions {
         window_scale: Some(WindowScale::for_window(cfg.receive_buffer).shift()),
         sack_permitted: cfg.sack,
         timestamps: None,
+        fast_open: None,
         mptcp: MptcpOptions::new(),
     }
 }
@@ -147,7 +151,7 @@ fn syn_options_len(options: &SynOptions) -> u8 {
         (true, false) => 4,
         (false, false) => 0,
     };
-    mss + scale + rest
+    mss + scale + rest + options.fast_open.map_or(0, |option| option.written_len() as u8)
 }
 
 /// What both SYNs say together.
@@ -188,8 +192,16 @@ pub struct SynSent {
     cfg: Rc<TcpConfig>,
     opening: Opening,
     text: Chain,
+    first: Option<FirstSyn>,
     attempt: Attempt,
     reply: Option<Segment>,
+}
+
+/// What goes with the first SYN only: a SYN that is sent again may have been lost for it (RFC 7413 4.1.3).
+#[derive(Debug)]
+struct FirstSyn {
+    option: FastOpen,
+    text: Chain,
 }
 
 /// What a segment did to a [`SynSent`].
@@ -201,10 +213,12 @@ pub enum SynSentOutcome {
     Established {
         /// The flow.
         tcb: Box<Tcb>,
-        /// Octets of our SYN's text that the peer took; the owner pushes the rest again.
+        /// Octets of our SYN's text that the peer took; the owner pushes the rest again, except what Fast Open sent.
         acked_text: u32,
         /// The SYN/ACK's text, counted into `rcv.nxt` already.
         text: Chain,
+        /// What an attempt at Fast Open taught.
+        lesson: Option<FastOpenLesson>,
     },
     /// The peer refused.
     Refused(CloseReason),
@@ -215,7 +229,45 @@ pub enum SynSentOutcome {
 impl SynSent {
     /// Opens actively; the SYN carries `text`. Poll for the SYN.
     pub fn new(cfg: &Rc<TcpConfig>, opening: Opening, text: Chain, _now: Instant) -> SynSent {
-        SynSent { cfg: cfg.clone(), opening, text, attempt: Attempt::new(), reply: None }
+        let attempt = Attempt::new();
+        SynSent { cfg: cfg.clone(), opening, text, first: None, attempt, reply: None }
+    }
+
+    /// Lets the first SYN try Fast Open; returns what does not go with it of `text`.
+    pub fn try_fast_open(&mut self, what: FastOpenTry, mut text: Chain) -> Chain {
+        let (cookie, most) = match what {
+            FastOpenTry::Not => return text,
+            FastOpenTry::Request => (None, 0),
+            FastOpenTry::Text(..) if text.is_empty() => return text,
+            FastOpenTry::Text(cookie, mss) => {
+                (Some(cookie), mss.min(self.cfg.mss).saturating_sub(OPTION_SPACE.into()))
+            }
+        };
+        let rest = text.split_off(text.len().min(most.into()));
+        let option = FastOpen { cookie, ..FastOpen::default() };
+        self.first = Some(FirstSyn { option, text });
+        rest
+    }
+
+    /// Octets of text that some SYN of ours carried.
+    fn text_len(&self) -> u32 {
+        self.text.len() + self.first.as_ref().map_or(0, |first| first.text.len())
+    }
+
+    /// RFC 7413 4.1.3: what the SYN/ACK says of the first SYN.
+    fn lesson(&self, seg: &Segment, acked_text: u32) -> Option<FastOpenLesson> {
+        let first = self.first.as_ref()?;
+        let Options::Syn(options) = &seg.options else { return None };
+        let cookie = options.fast_open.and_then(|option| option.cookie);
+        let unsaid = self.attempt.retries > 0 && cookie.is_none();
+        let fate = match first.option.cookie {
+            None if unsaid => return None, // the SYN that was answered may be the one that did not ask
+            None => FastOpenFate::Asked,
+            Some(_) if acked_text > 0 => FastOpenFate::TextTaken,
+            Some(_) if unsaid => FastOpenFate::Lost,
+            Some(_) => FastOpenFate::TextRefused,
+        };
+        Some(FastOpenLesson { fate, cookie, mss: options.mss.unwrap_or(DEFAULT_MSS) })
     }
 
     pub(super) fn cfg(&self) -> &TcpConfig {
@@ -234,7 +286,7 @@ impl SynSent {
 
     /// Processes one arriving segment (RFC 9293 3.10.7.3). Poll afterwards.
     pub fn on_segment(&mut self, seg: Segment, now: Instant) -> SynSentOutcome {
-        let nxt = self.opening.iss + 1 + self.text.len();
+        let nxt = self.opening.iss + 1 + self.text_len();
         let acked = match seg.ack {
             Some(ack) if self.opening.iss.before(ack) && ack.at_or_before(nxt) => Some(ack),
             Some(_) => {
@@ -252,6 +304,8 @@ impl SynSent {
     }
 
     fn establish(&mut self, seg: Segment, ack: SeqNum, now: Instant) -> SynSentOutcome {
+        let acked_text = ack.since(self.opening.iss + 1);
+        let lesson = self.lesson(&seg, acked_text);
         let start = Start {
             agreed: agree(&self.cfg, self.opening, &seg, now),
             una: ack,
@@ -264,16 +318,19 @@ impl SynSent {
             path_mss: self.opening.path_mss,
             ack: AckOwed::Now,
         };
-        SynSentOutcome::Established {
-            tcb: Box::new(Tcb::new(&self.cfg, start, now)),
-            acked_text: ack.since(self.opening.iss + 1),
-            text: seg.text,
+        let mut tcb = Box::new(Tcb::new(&self.cfg, start, now));
+        if let Some(FirstSyn { mut text, .. }) = self.first.take() {
+            text.trim_front(acked_text.min(text.len()));
+            tcb.push(text, Label::PLAIN); // RFC 7413 4.1.3: what was not acknowledged goes again
         }
+        SynSentOutcome::Established { tcb, acked_text, text: seg.text, lesson }
     }
 
     fn cross(&mut self, seg: &Segment, now: Instant) -> SynSentOutcome {
         let mut received = SynReceived::new(&self.cfg, seg, self.opening, 0, now);
-        received.answer(core::mem::take(&mut self.text), now);
+        let mut text = core::mem::take(&mut self.text);
+        text.append(self.first.take().map(|first| first.text).unwrap_or_default());
+        received.answer(text, now);
         SynSentOutcome::Simultaneous(Box::new(received))
     }
 
@@ -290,8 +347,14 @@ impl SynSent {
             options.timestamps = Some(Timestamps { val: stamp(self.opening, now), ecr: 0 });
         }
         let (iss, again) = (self.opening.iss, self.attempt.retries > 0);
-        // The text goes with every transmission: it says where the flow is to go (SPEC T3).
-        let mut tx = syn_segment(&self.cfg, iss, None, options, self.text.clone(), again);
+        // This text goes with every transmission: it says where the flow is to go (SPEC T3).
+        let mut text = self.text.clone();
+        if let (Some(first), false) = (&self.first, again) {
+            options.fast_open = Some(first.option);
+            text.append(first.text.clone());
+        }
+        let mut tx = syn_segment(&self.cfg, iss, None, options, text, again);
+        tx.segment.push &= self.first.is_none(); // a SYN of Fast Open looks like the kernel's
         if !again {
             tx.segment.ecn = ecn::request(self.cfg.ecn); // RFC 3168 6.1.1.1(a): perhaps somebody drops SYNs for it
         }
@@ -335,6 +398,8 @@ pub struct SynReceived {
     syn_ecn: Ecn,
     /// Both ends offer scaling, so ours is in the SYN/ACK.
     scaling: bool,
+    /// For the SYN/ACK, the first time (RFC 7413 4.2.2).
+    fast_open: Option<FastOpen>,
     answer: Answer,
     challenge: bool,
 }
@@ -369,9 +434,23 @@ impl SynReceived {
             window: syn.window.scale(WindowScale::new(0)),
             syn_ecn: syn.traffic_class.ecn(),
             scaling: matches!(&syn.options, Options::Syn(o) if o.window_scale.is_some()),
+            fast_open: None,
             answer: Answer::Held,
             challenge: false,
         }
+    }
+
+    /// As [`SynReceived::new`], answering as `grant` says.
+    pub fn with_fast_open(
+        cfg: &Rc<TcpConfig>,
+        syn: &Segment,
+        opening: Opening,
+        grant: FastOpenGrant,
+        now: Instant,
+    ) -> SynReceived {
+        let mut received = SynReceived::new(cfg, syn, opening, grant.text, now);
+        received.fast_open = grant.option;
+        received
     }
 
     /// The flow whose third segment returned a cookie: feed it that segment next.
@@ -491,6 +570,7 @@ impl SynReceived {
                     .agreed
                     .timestamps
                     .map(|ts| Timestamps { val: ts.val(now), ecr: ts.recent });
+                options.fast_open = self.fast_open.take();
                 let again = attempt.retries > 0;
                 let ack = Some(self.rcv_nxt);
                 let iss = self.opening.iss;

@@ -8,6 +8,7 @@ mod ack;
 mod config;
 mod congestion;
 mod ecn;
+mod fast_open;
 mod handshake;
 mod info;
 mod input;
@@ -30,6 +31,10 @@ mod undo;
 mod values;
 
 pub use config::{Algorithm, EcnMode, MtuProbing, RightEdge, TcpConfig};
+pub use fast_open::{
+    CookieVerdict, FastOpenCache, FastOpenFate, FastOpenGrant, FastOpenLesson, FastOpenRoles,
+    FastOpenSecret, FastOpenTry,
+};
 pub use handshake::{Opening, SynReceived, SynReceivedOutcome, SynSent, SynSentOutcome};
 pub use info::{TcpEvents, TcpInfo};
 pub use pacing::Pacing;

@@ -2,9 +2,9 @@
 #![forbid(unsafe_code)]
 
 use super::{
-    Arrival, CloseReason, Label, MtuTally, Opening, OptionRoom, Proven, Reassembly, State, Stop,
-    SynReceived, SynReceivedOutcome, SynSent, SynSentOutcome, Tcb, TcpConfig, TcpEvents, TcpInfo,
-    TimeWait, TooBig, TxSegment,
+    Arrival, CloseReason, FastOpenGrant, FastOpenLesson, FastOpenTry, Label, MtuTally, Opening,
+    OptionRoom, Proven, Reassembly, State, Stop, SynReceived, SynReceivedOutcome, SynSent,
+    SynSentOutcome, Tcb, TcpConfig, TcpEvents, TcpInfo, TimeWait, TooBig, TxSegment,
 };
 use crate::buf::Chain;
 use crate::time::Instant;
@@ -43,6 +43,8 @@ enum Life {
 struct Early {
     text: Chain,
     close: bool,
+    /// What the handshake taught, until the owner takes it.
+    lesson: Option<FastOpenLesson>,
 }
 
 /// A TCP endpoint with the six methods of a leg.
@@ -69,12 +71,52 @@ impl Stream {
 
     /// Opens actively.
     pub fn connect(cfg: &Rc<TcpConfig>, opening: Opening, now: Instant) -> Stream {
-        Stream::new(cfg, Life::SynSent(Box::new(SynSent::new(cfg, opening, Chain::new(), now))))
+        Stream::fast_connect(cfg, opening, FastOpenTry::Not, Chain::new(), now)
+    }
+
+    /// Opens actively with `text` to send, of which as much as `what` allows goes with the SYN (RFC 7413).
+    pub fn fast_connect(
+        cfg: &Rc<TcpConfig>,
+        opening: Opening,
+        what: FastOpenTry,
+        text: Chain,
+        now: Instant,
+    ) -> Stream {
+        let mut syn = SynSent::new(cfg, opening, Chain::new(), now);
+        let rest = syn.try_fast_open(what, text);
+        let mut stream = Stream::new(cfg, Life::SynSent(Box::new(syn)));
+        stream.send(rest);
+        stream
     }
 
     /// Holds a SYN; its text, if any, is not taken.
     pub fn accept(cfg: &Rc<TcpConfig>, syn: &Segment, opening: Opening, now: Instant) -> Stream {
-        Stream::new(cfg, Life::SynReceived(Box::new(SynReceived::new(cfg, syn, opening, 0, now))))
+        Stream::fast_accept(cfg, syn, opening, FastOpenGrant::default(), now)
+    }
+
+    /// Holds a SYN, of whose text as much is taken as `grant` says: [`Stream::recv`] has it at once (RFC 7413 4.2.2).
+    pub fn fast_accept(
+        cfg: &Rc<TcpConfig>,
+        syn: &Segment,
+        opening: Opening,
+        grant: FastOpenGrant,
+        now: Instant,
+    ) -> Stream {
+        let received = SynReceived::with_fast_open(cfg, syn, opening, grant, now);
+        let mut stream = Stream::new(cfg, Life::SynReceived(Box::new(received)));
+        let mut text = syn.text.clone();
+        text.truncate(grant.text.min(text.len()));
+        stream.inbox = Reassembly::new(syn.seq + 1);
+        stream.inbox.insert(syn.seq + 1, text);
+        stream
+    }
+
+    /// What an attempt at Fast Open taught, once.
+    pub fn take_lesson(&mut self) -> Option<FastOpenLesson> {
+        let early = self.early.as_mut().filter(|_| matches!(self.life, Life::Flow(_)))?;
+        let lesson = early.lesson.take();
+        self.early = None;
+        lesson
     }
 
     /// A flow whose third segment returned a cookie: feed it that segment next.
@@ -112,10 +154,13 @@ impl Stream {
                 SynSentOutcome::Nothing => {}
                 SynSentOutcome::Refused(reason) => self.life = Life::Closed(reason, None),
                 SynSentOutcome::Simultaneous(syn) => self.life = Life::SynReceived(syn),
-                SynSentOutcome::Established { tcb, text, .. } => {
+                SynSentOutcome::Established { tcb, text, lesson, .. } => {
                     let at = tcb.rcv_nxt() - text.len();
                     self.establish(tcb, at);
                     self.inbox.insert(at, text);
+                    if lesson.is_some() {
+                        self.early.get_or_insert_default().lesson = lesson;
+                    }
                 }
             },
             Life::SynReceived(syn) => match syn.on_segment(&seg, now) {
@@ -156,8 +201,10 @@ impl Stream {
     }
 
     fn establish(&mut self, mut tcb: Box<Tcb>, nxt: SeqNum) {
-        self.inbox = Reassembly::new(nxt);
-        tcb.set_window(self.granted);
+        if self.inbox.nxt() != nxt {
+            self.inbox = Reassembly::new(nxt); // else it has text of the SYN
+        }
+        tcb.set_window(self.granted.saturating_sub(self.inbox.ready()));
         if let Some(early) = self.early.take() {
             tcb.push(early.text, Label::PLAIN);
             if early.close {

@@ -5,6 +5,7 @@
 
 pub use crate::checksum;
 mod coalesce;
+mod fast_open;
 mod flow;
 mod icmp;
 mod ip;
@@ -17,6 +18,7 @@ mod tcp;
 mod tcp_option;
 
 pub use coalesce::Run;
+pub use fast_open::{FastOpen, FastOpenCookie, FastOpenKind};
 pub use flow::{Endpoint, FlowTuple, Prefix};
 pub use icmp::{
     IcmpError, IcmpErrorKind, PROTOCOL_ICMP, PROTOCOL_ICMPV6, Unreachable, emit_unreachable,

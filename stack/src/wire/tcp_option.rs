@@ -1,6 +1,7 @@
 //! TCP options as values: one type for SYNs, one for all other segments.
 #![forbid(unsafe_code)]
 
+use super::fast_open::{FastOpen, KIND_EXPERIMENT, KIND_FAST_OPEN};
 use super::octets::Octets;
 use super::{Malformed, MptcpOption, MptcpOptions, SeqNum};
 use arrayvec::ArrayVec;
@@ -51,6 +52,8 @@ pub struct SynOptions {
     pub sack_permitted: bool,
     /// Timestamps.
     pub timestamps: Option<Timestamps>,
+    /// TCP Fast Open.
+    pub fast_open: Option<FastOpen>,
     /// Options of kind 30 in order.
     pub mptcp: MptcpOptions,
 }
@@ -116,11 +119,12 @@ impl SynOptions {
             + Timestamps::WRITTEN_LEN * usize::from(self.timestamps.is_some())
             + 4 * usize::from(sack_alone)
             + 4 * usize::from(self.window_scale.is_some())
+            + self.fast_open.map_or(0, |option| option.written_len())
             + mptcp_len(&self.mptcp)
     }
 
     /// In the order of Linux, so that we look like everybody else: MSS, SACK permitted and timestamps in one word group,
-    /// window scale, MPTCP.
+    /// window scale, Fast Open, MPTCP.
     fn write(&self, out: &mut OptionOctets) {
         if let Some(mss) = self.mss {
             let [a, b] = mss.to_be_bytes();
@@ -134,6 +138,9 @@ impl SynOptions {
         }
         if let Some(shift) = self.window_scale {
             put(out, &[KIND_NOP, KIND_WINDOW_SCALE, 3, shift]);
+        }
+        if let Some(option) = self.fast_open {
+            option.write(out);
         }
         write_mptcp(&self.mptcp, out);
     }
@@ -234,6 +241,9 @@ impl SynOptions {
             (KIND_SACK_PERMITTED, []) => self.sack_permitted = true,
             (KIND_TIMESTAMPS, _) => self.timestamps = parse_timestamps(body).or(self.timestamps),
             (KIND_MPTCP, _) => take_mptcp(&mut self.mptcp, option),
+            (KIND_FAST_OPEN | KIND_EXPERIMENT, _) => {
+                self.fast_open = self.fast_open.or(FastOpen::parse(kind, body));
+            }
             _ => {}
         }
     }

@@ -94,6 +94,7 @@ fn options() -> impl Strategy<Value = Options> {
                 window_scale,
                 sack_permitted,
                 timestamps,
+                fast_open: None,
                 mptcp: mptcp.into_iter().collect(),
             });
     let other = (proptest::option::of(timestamps()), sack, mptcp()).prop_map(
@@ -343,6 +344,7 @@ fn options_look_like_those_of_linux() {
         window_scale: Some(7),
         sack_permitted: true,
         timestamps,
+        fast_open: None,
         mptcp: [MptcpOption::MpCapable(MpCapable {
             version: 1,
             flags: 1,

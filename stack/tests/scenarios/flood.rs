@@ -55,6 +55,7 @@ fn spoofed(n: u32, network: [u8; 2], to: Endpoint, text: &[u8], mptcp: bool) -> 
             sack_permitted: true,
             timestamps: Some(Timestamps { val: n, ecr: 0 }),
             mptcp: mptcp.then_some(capable).into_iter().collect(),
+            fast_open: None,
         }),
         text: Chain::copy_from(&Pool::new(1, 256), 0, text).unwrap_or_default(),
         ..Default::default()

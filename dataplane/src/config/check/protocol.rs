@@ -2,12 +2,12 @@
 #![forbid(unsafe_code)]
 
 use super::Check;
-use crate::config::schema::{self, Congestion, Pacing, SynCookies};
+use crate::config::schema::{self, Congestion, FastOpenRole, Pacing, SynCookies};
 use crate::config::value::Fault;
 use crate::run::PortConfig;
 use stack::mcp::McpConfig;
 use stack::mptcp::MptcpConfig;
-use stack::tcp::{self, Algorithm, CookiePolicy, EcnMode, TcpConfig};
+use stack::tcp::{self, Algorithm, CookiePolicy, EcnMode, FastOpenRoles, TcpConfig};
 use std::time::Duration;
 
 /// What a link is taken for whose MTU nobody says.
@@ -42,6 +42,7 @@ impl Check {
         }
         let delayed = ms(0)..=ms(500); // RFC 9293 MUST-40: less than 0.5 seconds
         let retries = 1..=15;
+        let plays = |role| tcp.fast_open.as_ref().is_some_and(|roles| roles.contains(&role));
         TcpConfig {
             congestion: match tcp.congestion_control.unwrap_or_default() {
                 Congestion::Cubic => Algorithm::Cubic,
@@ -59,6 +60,16 @@ impl Check {
                 schema::EcnMode::Accurate => EcnMode::Accurate,
             },
             abe: tcp.abe.unwrap_or(default.abe),
+            fast_open: FastOpenRoles {
+                client: plays(FastOpenRole::Client),
+                server: plays(FastOpenRole::Server),
+            },
+            fast_open_pending: self.number(
+                "tcp.fast-open-pending",
+                tcp.fast_open_pending.as_ref(),
+                1..=1_000_000,
+                default.fast_open_pending,
+            ),
             syn_cookies: match tcp.syn_cookies.unwrap_or_default() {
                 SynCookies::Off => CookiePolicy::Off,
                 SynCookies::Auto => CookiePolicy::Auto,

@@ -840,7 +840,7 @@ fn syn_text_may_be_acknowledged_in_part_and_syn_ack_text_counts() {
         ..syn_ack(full_options())
     };
     let out = syn.on_segment(answer, Instant::from_millis(10));
-    let SynSentOutcome::Established { mut tcb, acked_text, text } = out else { panic!() };
+    let SynSentOutcome::Established { mut tcb, acked_text, text, .. } = out else { panic!() };
     assert_eq!((acked_text, text.to_vec()), (4, b"hello".to_vec()));
     assert_eq!((tcb.snd_una(), tcb.rcv_nxt()), (US + 4, THEM + 5));
     let tx = tcb.poll_transmit(Instant::from_millis(10), OptionRoom::default()).unwrap();

@@ -9,7 +9,8 @@ use stack::shard::{
     Counters, Cx, Limits, Opened, Refusal, Session, SessionId, Shard, ShardConfig, Stage,
 };
 use stack::tcp::{
-    Algorithm, CloseReason, CookiePolicy, EcnMode, Phase, Stream, TcpConfig, TcpInfo,
+    Algorithm, CloseReason, CookiePolicy, EcnMode, FastOpenCache, FastOpenRoles, FastOpenSecret,
+    FastOpenTry, Phase, Stream, TcpConfig, TcpInfo,
 };
 use stack::time::Instant;
 use stack::wire::{
@@ -48,6 +49,7 @@ pub struct Remains {
 pub struct Settings {
     pub tcp: Rc<TcpConfig>,
     limits: Limits,
+    fast_open: FastOpenCache,
     pub listening: Listening,
     ended: BTreeMap<FlowTuple, Remains>,
 }
@@ -94,18 +96,27 @@ impl Session for Endpoints {
             let local = Endpoint::new(flow.local.addr, flow.remote.port);
             let flow = FlowTuple { local, remote: Endpoint::new(flow.remote.addr, SERVICE) };
             assert!(cx.add_flow(flow), "the flow is taken");
-            let stream = Stream::connect(&settings.tcp, cx.opening(flow), cx.now);
-            return Opened::Session(Endpoints::new(flow, stream));
+            let what = match settings.tcp.fast_open.client {
+                true => settings.fast_open.ask(flow.remote.addr, cx.now),
+                false => FastOpenTry::Not,
+            };
+            let (opening, text) = (cx.opening(flow), syn.text.clone());
+            let written = 1 + text.len();
+            let stream = Stream::fast_connect(&settings.tcp, opening, what, text, cx.now);
+            return Opened::Session(Endpoints { written, ..Endpoints::new(flow, stream) });
         }
         if settings.listening == Listening::No {
             return Opened::Refuse(Refusal::NoService);
         }
         assert!(cx.add_flow(flow), "a SYN of a flow that is there reaches its session");
-        let mut stream = Stream::accept(&settings.tcp, syn, cx.opening(flow), cx.now);
+        let grant = cx.fast_open(&settings.tcp, flow, syn);
+        let mut stream = Stream::fast_accept(&settings.tcp, syn, cx.opening(flow), grant, cx.now);
         if settings.listening == Listening::Yes {
             stream.answer(cx.now);
         }
-        Opened::Session(Endpoints::new(flow, stream))
+        let mut session = Endpoints::new(flow, stream);
+        session.take_text(settings.tcp.receive_buffer);
+        Opened::Session(session)
     }
 
     fn answer_by_cookie(
@@ -137,6 +148,10 @@ impl Session for Endpoints {
     fn on_segment(&mut self, settings: &mut Settings, _: FlowTuple, seg: Segment, cx: &mut Cx<'_>) {
         if let Some(stop) = self.stream.on_segment(seg, cx.now) {
             cx.counters.on_stop(stop);
+        }
+        if let Some(lesson) = self.stream.take_lesson() {
+            cx.counters.on_fast_open(lesson.fate);
+            settings.fast_open.learn(self.flow.remote.addr, lesson, cx.now);
         }
         self.take_text(settings.tcp.receive_buffer);
     }
@@ -240,10 +255,13 @@ impl Host {
         let settings = Settings {
             tcp: Rc::new(tcp),
             limits,
+            fast_open: FastOpenCache::default(),
             listening: Listening::No,
             ended: BTreeMap::new(),
         };
-        let config = ShardConfig { owned: vec![local], ..ShardConfig::default() };
+        let secret = Some(FastOpenSecret([1, 2])); // so that a script can name cookies
+        let config =
+            ShardConfig { owned: vec![local], fast_open_secret: secret, ..ShardConfig::default() };
         let shard = Shard::new(config, settings, pool.clone(), Rng::from_number(42));
         Ok(Host { shard, pool, local, remote, active: Vec::new() })
     }
@@ -293,9 +311,9 @@ impl Host {
     }
 
     /// The user connects: an order in the shape of a SYN on a flow of its own, since that is what makes sessions.
-    pub fn connect(&mut self, number: u16, now: Instant) {
+    pub fn connect(&mut self, number: u16, octets: u32, now: Instant) {
         self.active.push(number);
-        let syn = Tcp { flags: Some(SYN), seq: Some(0), len: Some(0), ..Tcp::default() };
+        let syn = Tcp { flags: Some(SYN), seq: Some(0), len: Some(octets), ..Tcp::default() };
         let order = FlowTuple {
             local: Endpoint::new(self.local, ORDERS),
             remote: Endpoint::new(self.remote, FIRST_PORT + number - 1),
@@ -444,6 +462,11 @@ fn set(tcp: &mut TcpConfig, limits: &mut Limits, key: &str, value: &str) -> Resu
         "keepalive" => tcp.keepalive = Some(duration(value)?),
         "gso_max" => tcp.gso_max = number(value)?,
         "backlog" => limits.half_open = number(value)?,
+        "fast_open" => {
+            let plays = |role| value.split(',').any(|word| word == role);
+            tcp.fast_open = FastOpenRoles { client: plays("client"), server: plays("server") };
+        }
+        "fast_open_pending" => tcp.fast_open_pending = number(value)?,
         "syn_cookies" => {
             limits.cookies = match value {
                 "off" => CookiePolicy::Off,

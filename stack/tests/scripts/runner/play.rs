@@ -242,8 +242,8 @@ impl Player<'_> {
         match verb {
             Verb::Listen => self.host.shard.config_mut().listening = Listening::Yes,
             Verb::ListenHold => self.host.shard.config_mut().listening = Listening::Hold,
-            Verb::Connect => {
-                self.host.connect(flow, now);
+            Verb::Connect(octets) => {
+                self.host.connect(flow, *octets, now);
                 self.baseline = *self.host.counters();
             }
             Verb::Answer => self.host.with(flow, now, |stream, now| stream.answer(now))?,

@@ -46,7 +46,8 @@ pub enum Verb {
     Listen,
     /// SYNs are held until `answer` or `refuse`.
     ListenHold,
-    Connect,
+    /// With so many octets to send from the first.
+    Connect(u32),
     Answer,
     Refuse,
     /// A connection is there that both ends know of.
@@ -344,7 +345,8 @@ fn verb(text: &str) -> Parsed<Verb> {
     Ok(match words.as_slice() {
         ["listen"] => Verb::Listen,
         ["listen", "hold"] => Verb::ListenHold,
-        ["connect"] => Verb::Connect,
+        ["connect"] => Verb::Connect(0),
+        ["connect", octets] => Verb::Connect(int(octets)?),
         ["answer"] => Verb::Answer,
         ["refuse"] => Verb::Refuse,
         ["accept"] => Verb::Accept,
