@@ -10,6 +10,7 @@ mod cores;
 mod ecn;
 mod ipv6;
 mod mtu;
+mod opening;
 mod pair;
 mod recovery;
 mod reload;
