@@ -5,6 +5,7 @@ use super::Ack;
 use crate::time::{Duration, Span};
 use crate::wire::SeqNum;
 
+// RFC 9406 4.3.
 const MIN_RTT_THRESH: Duration = Duration::from_millis(4);
 const MAX_RTT_THRESH: Duration = Duration::from_millis(16);
 const MIN_RTT_DIVISOR: u32 = 8;
@@ -53,7 +54,8 @@ pub(super) enum Verdict {
 }
 
 impl HyStart {
-    /// Octets the window grows by for `octets` delivered.
+    /// Octets the window grows by for `octets` delivered (RFC 9406 4.2(e): a quarter in conservative slow start). There is no
+    /// limit per ACK (its L): receivers that merge segments acknowledge dozens at once.
     pub(super) fn growth(&self, octets: u32) -> u32 {
         match self.stage {
             Stage::Conservative { .. } => octets / CSS_GROWTH_DIVISOR,
@@ -74,8 +76,9 @@ impl HyStart {
         let verdict = self.judge();
         if !ack.una.before(end) {
             self.window_end = Some(ack.nxt);
-            self.last_round = self.this_round.take().or(self.last_round);
+            self.last_round = self.this_round.take();
             self.samples = 0;
+            // RFC 9406 4.2(d): the round in which it began counts.
             if let Stage::Conservative { rounds, .. } = &mut self.stage {
                 *rounds += 1;
                 if *rounds >= CSS_ROUNDS {
@@ -92,17 +95,19 @@ impl HyStart {
             return Verdict::GoOn;
         };
         if self.samples < N_RTT_SAMPLE {
+            // RFC 9406 4.2(a): fewer prove nothing.
             return Verdict::GoOn;
         }
         match self.stage {
             Stage::SlowStart => {
+                // RFC 9406 4.2(b).
                 let last = Duration::from(last);
                 let thresh = (last / MIN_RTT_DIVISOR).clamp(MIN_RTT_THRESH, MAX_RTT_THRESH);
                 if Duration::from(this) >= last + thresh {
                     self.stage = Stage::Conservative { rounds: 0, baseline: this };
                 }
             }
-            // The delay was no queue after all.
+            // RFC 9406 4.2(c): the delay was no queue after all.
             Stage::Conservative { baseline, .. } if this < baseline => {
                 self.stage = Stage::SlowStart;
             }
@@ -118,14 +123,15 @@ mod tests {
     use super::*;
     use crate::time::Instant;
 
-    fn round(hystart: &mut HyStart, n: u32, rtt: u64) -> Verdict {
+    /// Ten ACKs, of which the first `samples` tell an RTT of `rtt` ms.
+    fn round_of(hystart: &mut HyStart, n: u32, rtt: u64, samples: u32) -> Verdict {
         let mut verdict = Verdict::GoOn;
         for i in 1..=10u32 {
             let ack = Ack {
                 now: Instant::ZERO,
                 octets: 1000,
                 mss: 1000,
-                sample: Some(Duration::from_millis(rtt)),
+                sample: (i <= samples).then(|| Duration::from_millis(rtt)),
                 srtt: Duration::from_millis(rtt),
                 una: SeqNum(n * 10_000 + i * 1000),
                 nxt: SeqNum(n * 10_000 + 20_000),
@@ -136,6 +142,37 @@ mod tests {
         verdict
     }
 
+    fn round(hystart: &mut HyStart, n: u32, rtt: u64) -> Verdict {
+        round_of(hystart, n, rtt, 10)
+    }
+
+    /// Whether a round of `late` ms after rounds of `rtt` ms slows down.
+    fn slows_down(rtt: u64, late: u64, samples: u32) -> bool {
+        let mut hystart = HyStart::default();
+        (0..4).for_each(|n| {
+            round(&mut hystart, n, rtt);
+        });
+        round_of(&mut hystart, 4, late, samples);
+        hystart.growth(1000) == 250
+    }
+
+    /// RFC 9406 4.2(a).
+    #[test]
+    fn fewer_than_eight_samples_prove_nothing() {
+        assert!(!slows_down(50, 100, 7));
+        assert!(slows_down(50, 100, 8));
+    }
+
+    /// RFC 9406 4.2(b), 4.3: an eighth of the round-trip time, from 4 to 16 ms.
+    #[test]
+    fn the_threshold_is_an_eighth_within_bounds() {
+        for (rtt, thresh) in [(8, 4), (80, 10), (400, 16)] {
+            assert!(!slows_down(rtt, rtt + thresh - 1, 10), "{rtt} ms");
+            assert!(slows_down(rtt, rtt + thresh, 10), "{rtt} ms");
+        }
+    }
+
+    /// RFC 9406 4.2(d): five rounds of conservative slow start, that in which it begins counted; 4.2(e): at a quarter.
     #[test]
     fn growing_delay_leads_to_conservative_slow_start_and_then_out() {
         let mut hystart = HyStart::default();
@@ -145,10 +182,11 @@ mod tests {
         assert_eq!(hystart.growth(1000), 1000);
         round(&mut hystart, 4, 60);
         assert_eq!(hystart.growth(1000), 250);
-        let left = (5..12).any(|n| round(&mut hystart, n, 60) == Verdict::LeaveSlowStart);
-        assert!(left);
+        let left = (5..12).find(|n| round(&mut hystart, *n, 60) == Verdict::LeaveSlowStart);
+        assert_eq!(left, Some(8));
     }
 
+    /// RFC 9406 4.2(c).
     #[test]
     fn a_passing_delay_is_forgiven() {
         let mut hystart = HyStart::default();

@@ -38,7 +38,7 @@ pub(super) struct Ack {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Limited {
     ByCwnd,
-    /// RFC 7661: a window that is not used says nothing about the path, so it does not grow.
+    /// RFC 7661 4.3: a window that is not used says nothing about the path, so it does not grow.
     ByApplication,
 }
 
@@ -107,8 +107,8 @@ impl Congestion {
             return;
         }
         if self.in_slow_start() {
-            // No limit per ACK (RFC 3465's L): receivers that merge segments acknowledge dozens at once, and what was
-            // delivered was delivered.
+            // RFC 3465 2.2: by what was delivered. No limit per ACK (RFC 3465 2.3's L): receivers that merge segments
+            // acknowledge dozens at once, and octets that SACK reported before are not counted again after a timeout.
             let (grown, verdict) = match &mut self.growth {
                 Growth::Watched(_, watch) => {
                     let watch = watch.get_or_insert_default();
@@ -116,6 +116,7 @@ impl Congestion {
                 }
                 _ => (ack.octets, Verdict::GoOn),
             };
+            // RFC 5681 3.1(b): up to ssthresh.
             self.cwnd = self.cwnd.saturating_add(grown).min(self.ssthresh.max(self.cwnd));
             if verdict == Verdict::LeaveSlowStart {
                 self.end_first_slow_start();
@@ -139,7 +140,7 @@ impl Congestion {
             Growth::Cubic(cubic) => cubic.reduce(self.cwnd, flight, mss),
             Growth::Watched(..) => self.ssthresh,
         };
-        self.ssthresh = target.max(2 * mss);
+        self.ssthresh = target.max(2 * mss); // RFC 5681 3.1(d), RFC 9438 4.6: no less than two segments
     }
 
     /// A mark instead of a loss (RFC 3168 6.1.2): there is nothing to repair, so the window is cut at once.
@@ -158,7 +159,7 @@ impl Congestion {
         self.cwnd = self.ssthresh.min(before);
     }
 
-    /// From here on the algorithm decides.
+    /// RFC 9406 4.3(a): from here on the algorithm decides, in later slow starts as well.
     fn end_first_slow_start(&mut self) {
         self.growth = match self.growth {
             Growth::Watched(Algorithm::NewReno, _) => Growth::NewReno(NewReno::default()),
@@ -167,7 +168,7 @@ impl Congestion {
         };
     }
 
-    /// A retransmission timeout; `first`: of this loss event (RFC 5681 3.1: ssthresh is cut once).
+    /// A retransmission timeout; `first`: of this loss event (RFC 5681 3.1(e): ssthresh is cut once).
     pub(super) fn on_timeout(&mut self, flight: u32, mss: u32, event: LossEvent) {
         if event == LossEvent::New {
             self.on_loss(flight, mss);
@@ -175,7 +176,7 @@ impl Congestion {
         if let Growth::Cubic(cubic) = &mut self.growth {
             cubic.on_timeout();
         }
-        self.cwnd = mss;
+        self.cwnd = mss; // RFC 5681 3.1(e): the loss window
     }
 
     /// The loss was none: as before it, but never less than now (RFC 4015 3.2 step 6, RFC 9438 4.9).
@@ -184,7 +185,7 @@ impl Congestion {
         *self = Congestion { cwnd, ..before };
     }
 
-    /// Nothing was sent for longer than RTO (RFC 5681 4.1).
+    /// Nothing was sent for longer than RTO (RFC 5681 4.1: the restart window).
     pub(super) fn on_idle(&mut self, mss: u32) {
         self.ssthresh = self.ssthresh.max(self.cwnd / 4 * 3); // RFC 7661 4.4.2: remember what the path carried
         self.cwnd = self.cwnd.min(initial_window(mss));
@@ -218,6 +219,7 @@ mod tests {
         }
     }
 
+    /// RFC 6928 2.
     #[test]
     fn the_initial_window_is_ten_segments() {
         assert_eq!(initial_window(1460), 14_600);
@@ -225,6 +227,7 @@ mod tests {
         assert_eq!(initial_window(9000), 18_000);
     }
 
+    /// RFC 5681 3.1(a), RFC 3465 2.2: by what is acknowledged. RFC 7661 4.3: only if the window was in use.
     #[test]
     fn slow_start_doubles_and_an_application_limited_window_stays() {
         for algorithm in [Algorithm::NewReno, Algorithm::Cubic] {
@@ -236,6 +239,57 @@ mod tests {
         }
     }
 
+    /// RFC 5681 3.1(b): slow start ends at ssthresh, however much one ACK acknowledges.
+    #[test]
+    fn slow_start_does_not_overshoot_ssthresh() {
+        let mut cc = Congestion::new(Algorithm::Cubic, 1000);
+        cc.on_timeout(40_000, 1000, LossEvent::New);
+        assert_eq!((cc.cwnd(), cc.ssthresh()), (1000, 28_000));
+        cc.on_ack(ack(20_000, Limited::ByCwnd));
+        cc.on_ack(ack(20_000, Limited::ByCwnd));
+        assert_eq!(cc.cwnd(), 28_000);
+    }
+
+    /// RFC 9406 4.3(a): a delay in a later slow start, which ends at ssthresh anyway, is nothing to HyStart++.
+    #[test]
+    fn only_the_first_slow_start_is_watched() {
+        let mut cc = Congestion::new(Algorithm::NewReno, 1000);
+        cc.on_timeout(400_000, 1000, LossEvent::New);
+        for round in 0..10u32 {
+            for _ in 0..10 {
+                let sample = Some(Duration::from_millis(50 + 20 * u64::from(round)));
+                let (una, nxt) = (SeqNum(round * 10_000 + 10_000), SeqNum(round * 10_000 + 20_000));
+                cc.on_ack(Ack { sample, una, nxt, ..ack(1000, Limited::ByCwnd) });
+            }
+        }
+        assert_eq!((cc.cwnd(), cc.ssthresh()), (101_000, 200_000));
+    }
+
+    /// RFC 5681 3.1(d): half of what is in flight, two segments at least; RFC 9438 4.6: 0.7 of it.
+    #[test]
+    fn ssthresh_is_a_share_of_the_flight() {
+        for (algorithm, share) in [(Algorithm::NewReno, 5), (Algorithm::Cubic, 7)] {
+            let mut cc = Congestion::new(algorithm, 1000);
+            cc.on_loss(50_000, 1000);
+            assert_eq!(cc.ssthresh(), 5000 * share);
+            cc.on_loss(1000, 1000);
+            assert_eq!(cc.ssthresh(), 2000);
+        }
+    }
+
+    /// RFC 5681 4.1: the restart window; RFC 7661 4.4.2: and what the path carried is not forgotten.
+    #[test]
+    fn after_idling_the_window_starts_again() {
+        for algorithm in [Algorithm::NewReno, Algorithm::Cubic] {
+            let mut cc = Congestion::new(algorithm, 1000);
+            cc.on_loss(40_000, 1000);
+            cc.set_cwnd(80_000);
+            cc.on_idle(1000);
+            assert_eq!((cc.cwnd(), cc.ssthresh()), (10_000, 60_000));
+        }
+    }
+
+    /// RFC 5681 3.1(c), RFC 3465 2.1.
     #[test]
     fn newreno_grows_one_segment_per_window_and_halves() {
         let mut cc = Congestion::new(Algorithm::NewReno, 1000);
@@ -246,6 +300,7 @@ mod tests {
         assert_eq!(cc.cwnd(), 11_000);
     }
 
+    /// RFC 5681 3.1(e): the loss window is one segment, and ssthresh is cut once.
     #[test]
     fn a_second_timeout_of_one_event_leaves_ssthresh() {
         let mut cc = Congestion::new(Algorithm::Cubic, 1000);

@@ -10,7 +10,7 @@ pub(super) struct NewReno {
 }
 
 impl NewReno {
-    /// Octets to add to `cwnd`: one MSS per window acknowledged.
+    /// Octets to add to `cwnd`: one MSS per window acknowledged (RFC 5681 3.1(c), RFC 3465 2.1).
     pub(super) fn growth(&mut self, cwnd: u32, ack: &Ack) -> u32 {
         self.credit = self.credit.saturating_add(ack.octets);
         if self.credit < cwnd {
@@ -20,7 +20,7 @@ impl NewReno {
         ack.mss
     }
 
-    /// The new ssthresh.
+    /// The new ssthresh (RFC 5681 3.1(d)).
     pub(super) fn reduce(&mut self, flight: u32) -> u32 {
         self.credit = 0;
         flight / 2
