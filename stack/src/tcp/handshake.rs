@@ -192,7 +192,7 @@ pub struct SynSent {
     cfg: Rc<TcpConfig>,
     opening: Opening,
     text: Chain,
-    first: Option<FirstSyn>,
+    first: Option<Box<FirstSyn>>,
     attempt: Attempt,
     reply: Option<Segment>,
 }
@@ -245,7 +245,7 @@ impl SynSent {
         };
         let rest = text.split_off(text.len().min(most.into()));
         let option = FastOpen { cookie, ..FastOpen::default() };
-        self.first = Some(FirstSyn { option, text });
+        self.first = Some(Box::new(FirstSyn { option, text }));
         rest
     }
 
@@ -319,7 +319,8 @@ impl SynSent {
             ack: AckOwed::Now,
         };
         let mut tcb = Box::new(Tcb::new(&self.cfg, start, now));
-        if let Some(FirstSyn { mut text, .. }) = self.first.take() {
+        if let Some(first) = self.first.take() {
+            let mut text = first.text;
             text.trim_front(acked_text.min(text.len()));
             tcb.push(text, Label::PLAIN); // RFC 7413 4.1.3: what was not acknowledged goes again
         }
@@ -399,7 +400,7 @@ pub struct SynReceived {
     /// Both ends offer scaling, so ours is in the SYN/ACK.
     scaling: bool,
     /// For the SYN/ACK, the first time (RFC 7413 4.2.2).
-    fast_open: Option<FastOpen>,
+    fast_open: Option<Box<FastOpen>>,
     answer: Answer,
     challenge: bool,
 }
@@ -449,7 +450,7 @@ impl SynReceived {
         now: Instant,
     ) -> SynReceived {
         let mut received = SynReceived::new(cfg, syn, opening, grant.text, now);
-        received.fast_open = grant.option;
+        received.fast_open = grant.option.map(Box::new);
         received
     }
 
@@ -570,7 +571,7 @@ impl SynReceived {
                     .agreed
                     .timestamps
                     .map(|ts| Timestamps { val: ts.val(now), ecr: ts.recent });
-                options.fast_open = self.fast_open.take();
+                options.fast_open = self.fast_open.take().map(|option| *option);
                 let again = attempt.retries > 0;
                 let ack = Some(self.rcv_nxt);
                 let iss = self.opening.iss;
