@@ -439,7 +439,7 @@ pub struct Tcp {
     pub congestion_control: Option<Congestion>,
     /// Whether text leaves at a rate.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub pacing: Option<Pacing>,
+    pub pacing: Option<Spanned<Pacing>>,
     /// As `net.ipv4.tcp_ecn`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ecn: Option<EcnMode>,
@@ -509,6 +509,8 @@ pub enum Congestion {
     Cubic,
     /// RFC 5681 and 6582, which the kernel calls `reno`.
     Reno,
+    /// BBR version 3 (draft-ietf-ccwg-bbr); the kernel's `bbr` is version 1.
+    Bbr,
 }
 
 /// `tcp.ecn`

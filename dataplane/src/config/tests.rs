@@ -268,6 +268,7 @@ fn mistakes_about_node_and_limits() {
             ("name = \"umcp\"", "workers = \"all\""),
             ("name = \"umcp\"", "workers = 8"),
             ("name = \"umcp\"", "spin = \"10\""),
+            ("congestion-control = \"reno\"", "congestion-control = \"bbr\"\npacing = \"off\""),
             ("name = \"umcp\"", "spin = \"2s\""),
             ("name = \"umcp\"", "tun = \"a-name-that-is-too-long\""),
             ("buffer = \"1MiB\"", "buffer = \"1M\""),

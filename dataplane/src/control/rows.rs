@@ -134,6 +134,9 @@ fn fine_millis(duration: Duration) -> f64 {
 fn tcp_fields(tcp: &TcpInfo) -> Map<String, Value> {
     let mut map = Map::new();
     let mut put = |name: &str, value: Value| map.insert(name.to_owned(), value);
+    if let Some(congestion) = tcp.congestion {
+        put("congestion", json!(congestion.name()));
+    }
     if let Some(rtt) = tcp.rtt {
         put("rtt", json!(fine_millis(rtt)));
         put("rttvar", json!(fine_millis(tcp.rttvar)));
@@ -149,6 +152,10 @@ fn tcp_fields(tcp: &TcpInfo) -> Map<String, Value> {
     put("mss", json!(tcp.mss));
     if let Some(rate) = tcp.pacing_rate {
         put("pacing_rate", json!(8 * rate)); // bits per second, as `ss` prints it
+    }
+    if let Some(rate) = tcp.delivery_rate {
+        put("delivery_rate", json!(8 * rate));
+        put("app_limited", json!(tcp.app_limited));
     }
     put("unacked", json!(tcp.unacked));
     put("notsent", json!(tcp.notsent));

@@ -1,7 +1,7 @@
 //! What an acceptable ACK changes: the scoreboard, round-trip time, loss recovery, congestion window (RFC 5681, 8985).
 #![forbid(unsafe_code)]
 
-use super::congestion::{Ack, Limited};
+use super::congestion::{Ack, Delivery, Limited};
 use super::recovery::{DUP_THRESH, Delivered, Frto, Original, Prr, Recovery, Safety};
 use super::send_queue::Renege;
 use super::tcb::Tcb;
@@ -29,6 +29,8 @@ pub(super) struct Progress {
     /// An RTT, by timestamps if nothing was sent only once.
     pub(super) measured: Option<Duration>,
     pub(super) original: Original,
+    /// The latest transmission that was delivered, by its number.
+    newest: u64,
     pub(super) newly_lost: u32,
 }
 
@@ -75,7 +77,9 @@ impl Tcb {
         };
         let recovering = matches!(self.recovery(), Recovery::Fast { .. });
         self.run_recovery(ack, &progress, now);
-        if !recovering {
+        if self.congestion.models_path() {
+            self.model_path(una, &progress, now);
+        } else if !recovering {
             self.grow(una, pipe_before, &progress, now);
         }
         self.queue.rest();
@@ -108,13 +112,23 @@ impl Tcb {
         let reordering = self.rack.reordering_seen();
         let original = Original::None;
         let rack = &mut self.rack;
-        let mut told =
-            Delivered { rack, now, min_rtt, echo, clean: None, largest: 0, point, original };
+        let mut told = Delivered {
+            rack,
+            now,
+            min_rtt,
+            echo,
+            clean: None,
+            largest: 0,
+            newest: 0,
+            point,
+            original,
+        };
         let acked = self.queue.ack(ack, mss, &mut told);
         for block in blocks {
             self.queue.sack(block, mss, &mut told);
         }
         let (clean, original, largest) = (told.clean, told.original, told.largest);
+        let newest = told.newest;
         self.on_delivered_size(largest);
         let advanced = ack.since(una);
         let delivered = (advanced + self.queue.sacked()).saturating_sub(sacked_before);
@@ -128,7 +142,10 @@ impl Tcb {
             self.on_measured(r, now);
         }
         let newly_lost = 0;
-        (acked, Progress { advanced, delivered, dsack, sample, measured, original, newly_lost })
+        (
+            acked,
+            Progress { advanced, delivered, dsack, sample, measured, original, newest, newly_lost },
+        )
     }
 
     /// Karn: a segment that was sent again tells the RTT only by its timestamp; until something does, the backoff stays.
@@ -219,7 +236,7 @@ impl Tcb {
         let Some((number, end)) = newest else { return 0 };
         let (before, relost) = (self.queue.lost(), self.queue.relost());
         let patience = self.rack.rtt() + self.reo_wnd();
-        let timer = self.queue.lose_older(number, end, patience, now);
+        let timer = self.queue.lose_older(number, end, patience, now, &mut self.congestion);
         if let Some(spell) = self.queue.spell_mut() {
             spell.reorder_timer = timer;
         }
@@ -377,6 +394,26 @@ impl Tcb {
             let cwnd = prr.on_ack(delivered, pipe, ssthresh, mss, safety);
             self.congestion.set_cwnd(cwnd.max(mss));
         }
+    }
+
+    /// For BBR, which looks at every ACK that delivers something.
+    fn model_path(&mut self, una: SeqNum, progress: &Progress, now: Instant) {
+        if progress.delivered == 0 {
+            return;
+        }
+        let limited = self.queue.spell().is_some_and(|spell| una.before(spell.limited_until));
+        let delivery = Delivery {
+            now,
+            octets: progress.delivered,
+            newest: progress.newest,
+            oldest: self.queue.oldest_transmission(),
+            sample: progress.sample,
+            inflight: self.queue.pipe(),
+            mss: self.mss(self.room),
+            limited: if limited { Limited::ByCwnd } else { Limited::ByApplication },
+            recovering: !matches!(self.recovery(), Recovery::Open),
+        };
+        self.congestion.on_delivery(&delivery);
     }
 
     fn grow(&mut self, una: SeqNum, pipe_before: u32, progress: &Progress, now: Instant) {

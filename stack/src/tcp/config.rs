@@ -12,6 +12,19 @@ pub enum Algorithm {
     /// RFC 9438.
     #[default]
     Cubic,
+    /// BBR version 3 (draft-ietf-ccwg-bbr).
+    Bbr,
+}
+
+impl Algorithm {
+    /// As the kernel calls it (`net.ipv4.tcp_congestion_control`).
+    pub fn name(self) -> &'static str {
+        match self {
+            Algorithm::NewReno => "reno",
+            Algorithm::Cubic => "cubic",
+            Algorithm::Bbr => "bbr",
+        }
+    }
 }
 
 /// How far a flow uses explicit congestion notification; as `net.ipv4.tcp_ecn` 0, 2, 1 and 3.
@@ -112,7 +125,7 @@ impl TcpConfig {
     /// Whether flows pace.
     pub(super) fn paces(&self) -> bool {
         match self.pacing {
-            Pacing::Auto => false,
+            Pacing::Auto => self.congestion == Algorithm::Bbr,
             Pacing::On => true,
             Pacing::Off => false,
         }

@@ -1,7 +1,7 @@
 //! What can be told about a flow, under the names that `ss -i` uses.
 #![forbid(unsafe_code)]
 
-use super::State;
+use super::{Algorithm, State};
 use crate::time::Duration;
 
 /// A snapshot of one flow.
@@ -9,6 +9,8 @@ use crate::time::Duration;
 pub struct TcpInfo {
     /// RFC 9293 state.
     pub state: State,
+    /// Congestion control, of a flow that is in a synchronized state.
+    pub congestion: Option<Algorithm>,
     /// Smoothed round-trip time, if one was measured.
     pub rtt: Option<Duration>,
     /// Its mean deviation.
@@ -31,6 +33,10 @@ pub struct TcpInfo {
     pub advmss: u16,
     /// Longest segment received lately.
     pub rcvmss: u16,
+    /// Octets per second that the network delivered in the last round, where congestion control measures it.
+    pub delivery_rate: Option<u64>,
+    /// The application kept that rate down, not the network.
+    pub app_limited: bool,
     /// Octets sent and neither acknowledged, SACKed nor lost (RFC 6675 pipe).
     pub unacked: u32,
     /// Octets queued and not yet sent.
@@ -72,6 +78,7 @@ impl TcpInfo {
     pub(super) fn empty(state: State) -> TcpInfo {
         TcpInfo {
             state,
+            congestion: None,
             rtt: None,
             rttvar: Duration::ZERO,
             minrtt: None,
@@ -83,6 +90,8 @@ impl TcpInfo {
             path_mss: 0,
             advmss: 0,
             rcvmss: 0,
+            delivery_rate: None,
+            app_limited: false,
             unacked: 0,
             notsent: 0,
             snd_wnd: 0,

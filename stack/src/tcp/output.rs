@@ -1,6 +1,7 @@
 //! What to send next: RST, ACK, probe, retransmission, new text, in this order (RFC 9293 3.8, RFC 5681).
 #![forbid(unsafe_code)]
 
+use super::congestion::{Departure, Sack};
 use super::ecn::NewText;
 use super::recovery::{Probe, Recovery};
 use super::send_queue::{Fin, Piece};
@@ -238,6 +239,9 @@ impl Tcb {
         self.queue.note_size(piece.seq, (len.min(mss) + self.options_len()) as u16);
         self.last_sent = now;
         self.sums.bytes_sent += u64::from(len);
+        if self.congestion.models_path() {
+            self.tell_sent(len, now);
+        }
         self.pace(len, now);
         if sent == Sent::Again {
             self.trouble().bytes_retrans += u64::from(len);
@@ -268,6 +272,18 @@ impl Tcb {
             retransmission: sent == Sent::Again,
             option_room: (OPTION_SPACE - self.stamps_len()) as u8,
         }
+    }
+
+    fn tell_sent(&mut self, octets: u32, now: Instant) {
+        let sent = Departure {
+            now,
+            number: self.queue.last_transmission(),
+            octets,
+            inflight: self.queue.pipe(),
+            after_gap: self.after_gap(now),
+        };
+        let sack = if self.agreed.sack { Sack::Agreed } else { Sack::No };
+        self.congestion.on_sent(sent, self.mss(self.room), self.rtt.srtt(), sack);
     }
 
     fn stamps_len(&self) -> u32 {

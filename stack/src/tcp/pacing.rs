@@ -34,11 +34,13 @@ pub(super) struct Pacer {
     release: Instant,
     /// As `release`, if it was still to come when polling ended.
     held: Option<Instant>,
+    /// When polling ended, there was nothing to send though the window had room.
+    drained: bool,
 }
 
 impl Pacer {
     pub(super) fn new() -> Pacer {
-        Pacer { release: Instant::ZERO, held: None }
+        Pacer { release: Instant::ZERO, held: None, drained: true }
     }
 
     fn on_sent(&mut self, octets: u32, rate: u64, now: Instant) {
@@ -110,13 +112,26 @@ impl Tcb {
         }
     }
 
+    /// Whether the rate and the window would have let text out for a while, and there was none: what is measured then
+    /// is the application.
+    pub(super) fn after_gap(&self, now: Instant) -> bool {
+        self.queue
+            .spell()
+            .is_some_and(|spell| spell.pacer.drained && spell.pacer.release + CREDIT < now)
+    }
+
     /// Polling has ended: remembers whether the rate would have stopped more.
     pub(super) fn note_pacing(&mut self, now: Instant) {
-        if self.cfg.paces()
-            && let Some(spell) = self.queue.spell_mut()
-        {
+        if !self.cfg.paces() {
+            return;
+        }
+        let mss = self.mss(self.room);
+        let waits = self.queue.unsent() >= mss || self.queue.lost() > 0;
+        let drained = !waits && self.inflight().saturating_add(mss) <= self.congestion.cwnd();
+        if let Some(spell) = self.queue.spell_mut() {
             let release = spell.pacer.release;
             spell.pacer.held = (release > now).then_some(release);
+            spell.pacer.drained = drained;
         }
     }
 

@@ -156,6 +156,8 @@ pub(super) struct Delivered<'a> {
     pub(super) clean: Option<(Instant, Instant)>,
     /// The longest segment delivered now.
     pub(super) largest: u16,
+    /// The latest transmission that was delivered, by its number; 0: none.
+    pub(super) newest: u64,
     /// Up to where octets were in flight when the timeout came, while it is being repaired.
     pub(super) point: Option<SeqNum>,
     /// Whether any of them arrived that were not sent again.
@@ -172,6 +174,7 @@ pub(super) enum Original {
 impl OnDelivered for Delivered<'_> {
     fn on_delivered(&mut self, spell: &mut Spell, sent: Transmission, end: SeqNum) {
         self.largest = self.largest.max(sent.size);
+        self.newest = self.newest.max(sent.number);
         let rtt = self.now.since(sent.at);
         // RFC 8985 6.2 step 2: which transmission was it that arrived?
         if sent.again {

@@ -6,6 +6,7 @@ mod sizes;
 
 pub(super) use loss::Renege;
 
+use super::congestion::Lost;
 use super::recovery::Spell;
 use super::{Label, RangeSet};
 use crate::buf::{Chain, cut_before};
@@ -235,6 +236,10 @@ impl Entry {
     fn end(&self) -> SeqNum {
         self.seq + self.len()
     }
+
+    fn lost(&self, now: Instant) -> Lost {
+        Lost { now, number: self.sent.number, seq: self.seq, octets: self.len() }
+    }
 }
 
 impl SendQueue {
@@ -457,6 +462,16 @@ impl SendQueue {
         }
         busy.sacked.insert(block.left, block.right);
         octets
+    }
+
+    /// The number of the last transmission; 0: none.
+    pub(super) fn last_transmission(&self) -> u64 {
+        self.busy.as_ref().map_or(0, |busy| busy.transmissions)
+    }
+
+    /// The number of the first transmission that may be under way or found lost.
+    pub(super) fn oldest_transmission(&self) -> Option<u64> {
+        self.busy.as_ref()?.log.front().map(|record| record.sent.number)
     }
 
     /// How long the first lost entry is (sequence space).

@@ -1,7 +1,7 @@
 //! The transmission control block: a flow in the synchronized states (RFC 9293 3.3.1).
 #![forbid(unsafe_code)]
 
-use super::congestion::Congestion;
+use super::congestion::{Congestion, Limited};
 use super::ecn::EcnState;
 use super::pmtu::{Path, RAISE, initial_mss};
 use super::recovery::{Probe, Rack, Recovery};
@@ -540,6 +540,7 @@ impl Tcb {
         let trouble = self.trouble.as_deref().unwrap_or(&calm);
         TcpInfo {
             state: self.state,
+            congestion: Some(self.cfg.congestion),
             rtt: self.rtt.srtt(),
             rttvar: self.rtt.rttvar(),
             minrtt: self.rtt.min(),
@@ -551,6 +552,11 @@ impl Tcb {
             path_mss: self.queue.path_mss,
             advmss: self.cfg.mss,
             rcvmss: self.rcv.mss,
+            delivery_rate: self.congestion.delivery_rate().map(|(rate, _)| rate),
+            app_limited: matches!(
+                self.congestion.delivery_rate(),
+                Some((_, Limited::ByApplication))
+            ),
             unacked: self.queue.pipe(),
             notsent: self.queue.unsent(),
             snd_wnd: self.snd.wnd,

@@ -121,7 +121,7 @@ impl Tcb {
         self.congestion.on_timeout(self.queue.flight(), mss, event);
         self.agreed.ecn.on_reduced();
         let relost = self.queue.relost();
-        let renege = self.queue.lose_at_timeout(waited, now);
+        let renege = self.queue.lose_at_timeout(waited, now, &mut self.congestion);
         let relost = self.queue.relost() - relost;
         let events = &mut self.trouble().events;
         events.TCPLostRetransmit += relost;

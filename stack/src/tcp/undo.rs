@@ -43,7 +43,7 @@ impl Tcb {
         let again = self.queue.again();
         let probe = self.probe().filter(|probe| probe.again);
         let undo = Undo {
-            congestion: self.congestion.clone(),
+            congestion: self.congestion.before_loss(),
             from: self.queue.una(),
             stamp: probe.and_then(|probe| self.stamp_at(probe.at)),
             owed: (again > 0).then_some(again),

@@ -40,6 +40,13 @@ impl Check {
             let fault = Fault::new(found, "min-rto <= max-rto", "correct one of the two");
             self.error(text.span(), "tcp.min-rto", fault);
         }
+        if let (Some(Congestion::Bbr), Some(pacing)) = (tcp.congestion_control, &tcp.pacing)
+            && *pacing.get_ref() == Pacing::Off
+        {
+            let fault =
+                Fault::new("off with bbr", "auto or on", "BBR sends at a rate: leave pacing out");
+            self.error(pacing.span(), "tcp.pacing", fault);
+        }
         let delayed = ms(0)..=ms(500); // RFC 9293 MUST-40: less than 0.5 seconds
         let retries = 1..=15;
         let plays = |role| tcp.fast_open.as_ref().is_some_and(|roles| roles.contains(&role));
@@ -47,8 +54,9 @@ impl Check {
             congestion: match tcp.congestion_control.unwrap_or_default() {
                 Congestion::Cubic => Algorithm::Cubic,
                 Congestion::Reno => Algorithm::NewReno,
+                Congestion::Bbr => Algorithm::Bbr,
             },
-            pacing: match tcp.pacing.unwrap_or_default() {
+            pacing: match tcp.pacing.as_ref().map(|pacing| *pacing.get_ref()).unwrap_or_default() {
                 Pacing::Auto => tcp::Pacing::Auto,
                 Pacing::On => tcp::Pacing::On,
                 Pacing::Off => tcp::Pacing::Off,

@@ -1,18 +1,25 @@
 //! Congestion control: a window in octets, grown by ACKs and cut by loss (RFC 5681).
 #![forbid(unsafe_code)]
 
+mod bbr;
+mod bbr_model;
+mod bbr_probe;
 mod cubic;
 mod hystart;
+mod max_filter;
 mod newreno;
+mod rate;
 
 use super::Algorithm;
 use super::pacing::MIN_RATE;
 use crate::time::{Duration, Instant};
 use crate::wire::SeqNum;
 use alloc::boxed::Box;
+use bbr::Bbr;
 use cubic::Cubic;
 use hystart::{HyStart, Verdict};
 use newreno::NewReno;
+pub(super) use rate::Departure;
 
 /// IW is ten segments, but not above this many octets unless two segments are longer (RFC 6928 2).
 const INITIAL_WINDOW: u32 = 14_600;
@@ -34,6 +41,35 @@ pub(super) struct Ack {
     pub(super) limited: Limited,
 }
 
+/// What an ACK tells an algorithm that models the path.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Delivery {
+    pub(super) now: Instant,
+    /// Octets newly delivered, in order or by SACK.
+    pub(super) octets: u32,
+    /// The latest transmission among them, by its number; 0: none.
+    pub(super) newest: u64,
+    /// The earliest transmission that may still be under way, if there is one.
+    pub(super) oldest: Option<u64>,
+    /// A round-trip measurement made with this ACK, of what was sent last.
+    pub(super) sample: Option<Duration>,
+    /// Octets in the network.
+    pub(super) inflight: u32,
+    pub(super) mss: u32,
+    pub(super) limited: Limited,
+    /// Loss recovery goes on.
+    pub(super) recovering: bool,
+}
+
+/// Octets that were marked lost: all of one transmission or part of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lost {
+    pub(super) now: Instant,
+    pub(super) number: u64,
+    pub(super) seq: SeqNum,
+    pub(super) octets: u32,
+}
+
 /// What kept the sender from sending more.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Limited {
@@ -48,6 +84,7 @@ enum Growth {
     Watched(Algorithm, Option<Box<HyStart>>),
     NewReno(NewReno),
     Cubic(Box<Cubic>),
+    Bbr(Box<Bbr>),
 }
 
 /// The window of one flow.
@@ -84,14 +121,61 @@ impl Congestion {
 
     /// Octets per second to pace at, as Linux does it: fast enough for the window to double, then to grow.
     pub(super) fn pacing_rate(&self, srtt: Option<Duration>) -> Option<u64> {
+        if let Growth::Bbr(bbr) = &self.growth {
+            return Some(bbr.pacing_rate());
+        }
         let round = u64::try_from(srtt?.as_nanos()).unwrap_or(u64::MAX).max(1);
         let percent = if self.cwnd < self.ssthresh / 2 { 200 } else { 120 };
         Some((u64::from(self.cwnd) * percent * 10_000_000 / round).max(MIN_RATE))
     }
 
-    /// While recovery decides on the window (RFC 9937).
+    /// While recovery decides on the window (RFC 9937), which BBR never lets it.
     pub(super) fn set_cwnd(&mut self, cwnd: u32) {
-        self.cwnd = cwnd;
+        if !self.models_path() {
+            self.cwnd = cwnd;
+        }
+    }
+
+    /// Whether it wants to be told of all that is sent, delivered and lost.
+    pub(super) fn models_path(&self) -> bool {
+        matches!(self.growth, Growth::Bbr(_) | Growth::Watched(Algorithm::Bbr, _))
+    }
+
+    /// Text leaves.
+    pub(super) fn on_sent(
+        &mut self,
+        sent: Departure,
+        mss: u32,
+        srtt: Option<Duration>,
+        sack: Sack,
+    ) {
+        if let Growth::Watched(Algorithm::Bbr, _) = self.growth {
+            self.growth = Growth::Bbr(Box::new(Bbr::new(&sent, mss, srtt, sack)));
+        }
+        if let Growth::Bbr(bbr) = &mut self.growth {
+            self.cwnd = bbr.on_sent(sent, self.cwnd);
+        }
+    }
+
+    /// An ACK, in whatever state of recovery.
+    pub(super) fn on_delivery(&mut self, delivery: &Delivery) {
+        if let Growth::Bbr(bbr) = &mut self.growth {
+            self.cwnd = bbr.on_ack(self.cwnd, delivery);
+        }
+    }
+
+    /// Octets were marked lost.
+    pub(super) fn on_lost(&mut self, lost: Lost) {
+        if let Growth::Bbr(bbr) = &mut self.growth {
+            bbr.on_lost(lost, self.cwnd);
+        }
+    }
+
+    /// Octets per second that the network delivers, and whether the application kept that down.
+    pub(super) fn delivery_rate(&self) -> Option<(u64, Limited)> {
+        let Growth::Bbr(bbr) = &self.growth else { return None };
+        let limited = if bbr.is_app_limited() { Limited::ByApplication } else { Limited::ByCwnd };
+        Some((bbr.delivery_rate(), limited))
     }
 
     fn in_slow_start(&self) -> bool {
@@ -100,6 +184,9 @@ impl Congestion {
 
     /// Grows the window. Not called during fast recovery.
     pub(super) fn on_ack(&mut self, ack: Ack) {
+        if self.models_path() {
+            return;
+        }
         if ack.limited == Limited::ByApplication {
             if let Growth::Cubic(cubic) = &mut self.growth {
                 cubic.pause(ack.now);
@@ -127,24 +214,30 @@ impl Congestion {
         let grown = match &mut self.growth {
             Growth::NewReno(reno) => reno.growth(self.cwnd, &ack),
             Growth::Cubic(cubic) => cubic.growth(self.cwnd, &ack),
-            Growth::Watched(..) => 0,
+            Growth::Watched(..) | Growth::Bbr(_) => 0,
         };
         self.cwnd = self.cwnd.saturating_add(grown);
     }
 
     /// Loss was found without a timeout: one reduction, however much was lost. The window itself is left to PRR.
     pub(super) fn on_loss(&mut self, flight: u32, mss: u32) {
+        if let Growth::Bbr(bbr) = &mut self.growth {
+            return bbr.note_loss(self.cwnd); // what it makes of it, ACKs will tell
+        }
         self.end_first_slow_start();
         let target = match &mut self.growth {
             Growth::NewReno(reno) => reno.reduce(flight),
             Growth::Cubic(cubic) => cubic.reduce(self.cwnd, flight, mss),
-            Growth::Watched(..) => self.ssthresh,
+            Growth::Watched(..) | Growth::Bbr(_) => self.ssthresh,
         };
         self.ssthresh = target.max(2 * mss); // RFC 5681 3.1(d), RFC 9438 4.6: no less than two segments
     }
 
     /// A mark instead of a loss (RFC 3168 6.1.2): there is nothing to repair, so the window is cut at once.
     pub(super) fn on_congestion_experienced(&mut self, flight: u32, mss: u32, abe: bool) {
+        if let Growth::Bbr(bbr) = &mut self.growth {
+            return bbr.on_marked(self.cwnd);
+        }
         let before = self.cwnd;
         let in_slow_start = self.in_slow_start();
         self.on_loss(flight, mss);
@@ -152,7 +245,7 @@ impl Congestion {
         if abe && !in_slow_start {
             let (by, of) = match self.growth {
                 Growth::NewReno(_) => (80, 50),
-                Growth::Cubic(_) | Growth::Watched(..) => (85, 70),
+                Growth::Cubic(_) | Growth::Watched(..) | Growth::Bbr(_) => (85, 70),
             };
             self.ssthresh = (u64::from(self.ssthresh) * by / of).min(u64::from(before)) as u32;
         }
@@ -164,12 +257,17 @@ impl Congestion {
         self.growth = match self.growth {
             Growth::Watched(Algorithm::NewReno, _) => Growth::NewReno(NewReno::default()),
             Growth::Watched(Algorithm::Cubic, _) => Growth::Cubic(Box::default()),
-            Growth::NewReno(_) | Growth::Cubic(_) => return,
+            Growth::Watched(Algorithm::Bbr, _) => return,
+            Growth::NewReno(_) | Growth::Cubic(_) | Growth::Bbr(_) => return,
         };
     }
 
     /// A retransmission timeout; `first`: of this loss event (RFC 5681 3.1(e): ssthresh is cut once).
     pub(super) fn on_timeout(&mut self, flight: u32, mss: u32, event: LossEvent) {
+        if let Growth::Bbr(bbr) = &mut self.growth {
+            self.cwnd = bbr.on_timeout(self.cwnd);
+            return;
+        }
         if event == LossEvent::New {
             self.on_loss(flight, mss);
         }
@@ -179,20 +277,42 @@ impl Congestion {
         self.cwnd = mss; // RFC 5681 3.1(e): the loss window
     }
 
+    /// What [`Congestion::undo`] needs. BBR remembers for itself.
+    pub(super) fn before_loss(&self) -> Congestion {
+        if self.models_path() {
+            return Congestion { growth: Growth::Watched(Algorithm::Bbr, None), ..*self };
+        }
+        self.clone()
+    }
+
     /// The loss was none: as before it, but never less than now (RFC 4015 3.2 step 6, RFC 9438 4.9).
     pub(super) fn undo(&mut self, before: Congestion) {
+        if let Growth::Bbr(bbr) = &mut self.growth {
+            self.cwnd = bbr.on_spurious(self.cwnd);
+            return;
+        }
         let cwnd = self.cwnd.max(before.cwnd);
         *self = Congestion { cwnd, ..before };
     }
 
     /// Nothing was sent for longer than RTO (RFC 5681 4.1: the restart window).
     pub(super) fn on_idle(&mut self, mss: u32) {
+        if self.models_path() {
+            return; // what it knows of the path grows old by its own rules, and it paces
+        }
         self.ssthresh = self.ssthresh.max(self.cwnd / 4 * 3); // RFC 7661 4.4.2: remember what the path carried
         self.cwnd = self.cwnd.min(initial_window(mss));
         if let Growth::Cubic(cubic) = &mut self.growth {
             cubic.restart();
         }
     }
+}
+
+/// Whether the peer tells what arrived out of order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Sack {
+    Agreed,
+    No,
 }
 
 /// Whether a timeout continues a loss event that was answered already.

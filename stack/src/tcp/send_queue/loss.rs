@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::{Busy, Entry, Octets, Place, Record, SendQueue};
+use crate::tcp::congestion::Congestion;
 use crate::time::{Duration, Instant};
 use crate::wire::SeqNum;
 use alloc::vec::Vec;
@@ -54,6 +55,7 @@ impl SendQueue {
         newest_end: SeqNum,
         patience: Duration,
         now: Instant,
+        told: &mut Congestion,
     ) -> Option<Instant> {
         let busy = self.busy.as_mut()?;
         while let Some(record) = busy.log.front() {
@@ -75,6 +77,7 @@ impl SendQueue {
                     stays = true;
                 } else if due <= now {
                     busy.octets.mark_lost(entry, &mut busy.lost_from);
+                    told.on_lost(entry.lost(now));
                 } else {
                     waiting = true;
                 }
@@ -91,18 +94,23 @@ impl SendQueue {
     }
 
     /// At a timeout: the first outstanding entry and all sent more than `patience` ago (RFC 8985 6.3).
-    pub(in crate::tcp) fn lose_at_timeout(&mut self, patience: Duration, now: Instant) -> Renege {
+    pub(in crate::tcp) fn lose_at_timeout(
+        &mut self,
+        patience: Duration,
+        now: Instant,
+        told: &mut Congestion,
+    ) -> Renege {
         let renege = self.reneged();
         let Some(busy) = &mut self.busy else { return renege };
         if renege == Renege::Yes {
             busy.forget_sack(self.una);
         }
-        if let Some(first) = busy.sent.iter_mut().find(|e| e.place != Place::Sacked) {
-            busy.octets.mark_lost(first, &mut busy.lost_from);
-        }
-        for entry in &mut busy.sent {
-            if entry.sent.at + patience <= now {
+        let first = busy.sent.iter().position(|e| e.place != Place::Sacked);
+        for (i, entry) in busy.sent.iter_mut().enumerate() {
+            let late = Some(i) == first || entry.sent.at + patience <= now;
+            if late && entry.place == Place::InFlight {
                 busy.octets.mark_lost(entry, &mut busy.lost_from);
+                told.on_lost(entry.lost(now));
             }
         }
         renege

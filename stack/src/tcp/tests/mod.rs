@@ -1,6 +1,7 @@
 //! Conversations named by RFC rule, and two endpoints over a simulated path.
 #![forbid(unsafe_code)]
 
+mod bbr;
 mod bottleneck;
 mod conversations;
 mod hostile;

@@ -90,7 +90,8 @@ fn a_clean_path_carries_both_directions() {
 
 fn some_config() -> impl Strategy<Value = TcpConfig> {
     (
-        any::<bool>(),
+        prop_oneof![Just(Algorithm::NewReno), Just(Algorithm::Cubic), Just(Algorithm::Bbr)],
+        prop_oneof![Just(Pacing::Auto), Just(Pacing::On)],
         any::<bool>(),
         any::<bool>(),
         any::<bool>(),
@@ -98,17 +99,22 @@ fn some_config() -> impl Strategy<Value = TcpConfig> {
         prop_oneof![Just(4_000u32), Just(40_000), Just(1 << 20)],
         prop_oneof![Just(1u32), Just(65_000)],
     )
-        .prop_map(|(reno, timestamps, sack, nagle, mss, receive_buffer, gso_max)| TcpConfig {
-            congestion: if reno { Algorithm::NewReno } else { Algorithm::Cubic },
-            timestamps,
-            sack,
-            nagle,
-            mss,
-            receive_buffer,
-            send_buffer: 100_000,
-            gso_max,
-            ..Default::default()
-        })
+        .prop_map(
+            |(congestion, pacing, timestamps, sack, nagle, mss, receive_buffer, gso_max)| {
+                TcpConfig {
+                    congestion,
+                    pacing,
+                    timestamps,
+                    sack,
+                    nagle,
+                    mss,
+                    receive_buffer,
+                    send_buffer: 100_000,
+                    gso_max,
+                    ..Default::default()
+                }
+            },
+        )
 }
 
 proptest! {
