@@ -12,6 +12,8 @@ use core::ops::ControlFlow::{self, Break, Continue};
 /// make another is dropped and sent again later. A queue that overflows at the end of slow start drops every twelfth
 /// segment of a window: that of 1 Gbit/s and 300 ms then has thousands.
 const MAX_HOLES: usize = 8192;
+/// Who sent text at most so many delays of an ACK ago is likely to answer before the next ACK has been delayed.
+const ANSWERED_WITHIN: u32 = 5;
 /// After this much silence TS.Recent means nothing (RFC 7323 5.5).
 const TS_RECENT_LIFETIME: Duration = Duration::from_secs(24 * 86_400);
 
@@ -243,8 +245,20 @@ impl Tcb {
         }
         self.note_overlap(at, end);
         self.store(at, end, len, now);
+        if seg.push {
+            self.note_push(now);
+        }
         arrival.text = Some((at, text));
         Continue(())
+    }
+
+    /// A push ends what the sender may send for now: a second segment to wait for (RFC 5681 4.2) may never come, and with a
+    /// small window its sender stands still meanwhile. Unless we send text too, on which the ACK can ride.
+    fn note_push(&mut self, now: Instant) {
+        let answers = now.since(self.last_sent) < self.cfg.delayed_ack * ANSWERED_WITHIN;
+        if self.ack == AckOwed::Delayed && !answers {
+            self.owe_ack_now();
+        }
     }
 
     /// RFC 2883 4.2.2: of text that is in part here already, the first octets that are.

@@ -274,6 +274,29 @@ fn every_second_full_segment_is_acknowledged_and_a_single_one_within_40_ms() {
 }
 
 #[test]
+fn a_push_is_acknowledged_at_once_unless_an_answer_is_likely() {
+    let mut host = established();
+    for n in 0..8 {
+        let text = host.text(MSS); // quick ACKs first
+        send!(host, seq = THEM + n * MSS, text = text);
+        recv!(host, ack = Some(THEM + (n + 1) * MSS));
+    }
+    host.sleep(200); // five times the delay of an ACK
+    let text = host.text(10);
+    send!(host, seq = THEM + 8 * MSS, push = true, text = text);
+    recv!(host, ack = Some(THEM + 8 * MSS + 10)); // RFC 5681 4.2: no second segment is on its way
+    host.push(100);
+    recv!(host, seq = US);
+    host.sleep(150);
+    let text = host.text(10);
+    send!(host, seq = THEM + 8 * MSS + 10, ack = Some(US + 100), push = true, text = text);
+    recv!(host, nothing);
+    host.push(100);
+    recv!(host, seq = US + 100, ack = Some(THEM + 8 * MSS + 20));
+    recv!(host, nothing);
+}
+
+#[test]
 fn a_sender_that_has_used_up_the_window_is_not_kept_waiting() {
     let buffer = 9 * MSS + MSS / 2;
     let mut host =
