@@ -105,6 +105,8 @@ pub struct Outcome {
     pub longest_gap_at: Duration,
     /// From the client's connect to the receiver's end of file.
     pub elapsed: Duration,
+    /// From the end of the handshake, as the sender sees it, to the receiver's end of file.
+    pub transferring: Duration,
     /// How long the client's connect took.
     pub connect: Duration,
     /// The sender's congestion control.
@@ -188,6 +190,7 @@ impl Running {
             longest_gap: receiver.longest_gap,
             longest_gap_at: receiver.longest_gap_at,
             elapsed: receiver.ended - begun,
+            transferring: receiver.ended - (sender.begun + sender.connect),
             connect,
             congestion: sender.congestion,
         })

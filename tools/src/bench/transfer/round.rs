@@ -159,7 +159,7 @@ pub fn run(
         Contender::PlaitSends => plait_recovery(&plait),
         _ => kernel_recovery(&sending),
     };
-    let seconds = (outcome.elapsed - outcome.connect).as_secs_f64();
+    let seconds = outcome.transferring.as_secs_f64();
     Ok(Round {
         goodput: octets as f64 * 8.0 / 1e6 / seconds,
         steady: steady(&outcome),
@@ -233,9 +233,10 @@ fn through_kernel(
     let relay = KernelRelay::start(&net.umcp, at, transfer.server, setting.congestion)?;
     let through = Some(at);
     let outcome = traffic::run(&net.client, &net.dmcp, Transfer { through, ..transfer })?;
-    // It accepts before it connects.
-    let connect = outcome.connect + relay.finish()?;
-    Ok(Outcome { connect, ..outcome })
+    let connecting = relay.finish()?;
+    // It accepts before it connects: a client that sends has been told too early.
+    let early = if transfer.direction == Direction::Up { connecting } else { Duration::ZERO };
+    Ok(Outcome { transferring: outcome.transferring.saturating_sub(early), ..outcome })
 }
 
 fn config(setting: Setting<'_>, server: SocketAddr) -> String {
