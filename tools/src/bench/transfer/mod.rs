@@ -66,6 +66,8 @@ pub struct TransferArgs {
 enum Congestion {
     Cubic,
     Reno,
+    /// Version 3 in Plait, version 1 in the kernel.
+    Bbr,
 }
 
 impl Congestion {
@@ -73,6 +75,7 @@ impl Congestion {
         match self {
             Congestion::Cubic => "cubic",
             Congestion::Reno => "reno",
+            Congestion::Bbr => "bbr",
         }
     }
 }
