@@ -485,6 +485,28 @@ pub struct Tcp {
     /// Greatest segment size announced; absent: from the ports' MTU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mss: Option<Spanned<i64>>,
+    /// As `net.ipv4.tcp_mtu_probing`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu_probing: Option<MtuProbing>,
+    /// As `net.ipv4.tcp_base_mss`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base_mss: Option<Spanned<i64>>,
+    /// As `net.ipv4.route.min_pmtu`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_pmtu: Option<Spanned<i64>>,
+}
+
+/// `tcp.mtu-probing`
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MtuProbing {
+    /// 0.
+    Off,
+    /// 1.
+    #[default]
+    Blackhole,
+    /// 2.
+    Always,
 }
 
 /// `tcp.pacing`

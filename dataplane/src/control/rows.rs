@@ -5,9 +5,10 @@ use super::{ConnectionRow, SocketRow};
 use serde_json::{Map, Value, json};
 use stack::mcp::{ConnectionInfo, ConnectionState, LegInfo, Mode};
 use stack::mptcp::{MptcpInfo, SubflowInfo};
-use stack::tcp::{CloseReason, State, TcpInfo};
+use stack::tcp::{CloseReason, State, TcpInfo, header_len};
 use stack::time::Duration;
 use stack::wire::FlowTuple;
+use std::net::IpAddr;
 
 /// The row of a connection of this worker.
 pub fn connection_row(worker: u32, info: &ConnectionInfo) -> ConnectionRow {
@@ -101,7 +102,7 @@ fn socket(netid: &str, flow: FlowTuple, tcp: Option<&TcpInfo>) -> SocketRow {
         send_q: tcp.map_or(0, |tcp| u64::from(tcp.unacked) + u64::from(tcp.notsent)),
         local: flow.local.to_string(),
         peer: flow.remote.to_string(),
-        info: tcp.map(tcp_fields).unwrap_or_default(),
+        info: tcp.map(|tcp| tcp_fields(tcp, flow.remote.addr)).unwrap_or_default(),
         subflows: Vec::new(),
     }
 }
@@ -131,7 +132,7 @@ fn fine_millis(duration: Duration) -> f64 {
 }
 
 /// As `ss -i`, but `cwnd` and `ssthresh` are in octets here, as is everything that counts data.
-fn tcp_fields(tcp: &TcpInfo) -> Map<String, Value> {
+fn tcp_fields(tcp: &TcpInfo, peer: IpAddr) -> Map<String, Value> {
     let mut map = Map::new();
     let mut put = |name: &str, value: Value| map.insert(name.to_owned(), value);
     if let Some(congestion) = tcp.congestion {
@@ -150,6 +151,11 @@ fn tcp_fields(tcp: &TcpInfo) -> Map<String, Value> {
         put("ssthresh", json!(tcp.ssthresh));
     }
     put("mss", json!(tcp.mss));
+    if tcp.path_mss > 0 {
+        put("pmtu", json!(tcp.path_mss + header_len(peer)));
+        put("rcvmss", json!(tcp.rcvmss));
+        put("advmss", json!(tcp.advmss));
+    }
     if let Some(rate) = tcp.pacing_rate {
         put("pacing_rate", json!(8 * rate)); // bits per second, as `ss` prints it
     }

@@ -4,7 +4,7 @@
 //! came. Parsing turns a packet's headers into headroom, so what a packet is has to be known before.
 #![forbid(unsafe_code)]
 
-use crate::wire::{Endpoint, FlowTuple, PROTOCOL_ICMP, PROTOCOL_ICMPV6};
+use crate::wire::{Endpoint, FlowTuple, PROTOCOL_ICMP, PROTOCOL_ICMPV6, skip_extensions};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 const TCP: u8 = 6;
@@ -95,16 +95,18 @@ impl Ip<'_> {
         })
     }
 
-    /// Extension headers other than a fragment header are left to the kernel: no TCP that we convert has them.
+    /// What has extension headers that we would refuse is left to the kernel.
     fn read_v6(octets: &[u8]) -> Option<Ip<'_>> {
         let fixed = octets.first_chunk::<40>()?;
         let addr = |at: usize| Some(Ipv6Addr::from(*octets.get(at..)?.first_chunk::<16>()?));
         let (src, dst) = (addr(8)?.into(), addr(24)?.into());
         let rest = octets.get(40..)?;
-        if fixed[6] == 44 {
-            return Some(Ip { src, dst, protocol: *rest.first()?, fragment: true, rest });
+        if fixed[6] == TCP {
+            return Some(Ip { src, dst, protocol: TCP, fragment: false, rest });
         }
-        Some(Ip { src, dst, protocol: fixed[6], fragment: false, rest })
+        let skipped = skip_extensions(fixed[6], rest).ok()?;
+        let rest = rest.get(skipped.len..)?;
+        Some(Ip { src, dst, protocol: skipped.protocol, fragment: skipped.fragment, rest })
     }
 }
 
@@ -155,5 +157,56 @@ mod tests {
         assert_eq!(Glance::at(&v4(PROTOCOL_ICMP, 0, &[3, 1])), Glance::Icmp);
         assert_eq!(Glance::at(&v4(TCP, 0, &[0; 3])), Glance::Other);
         assert_eq!(Glance::at(&[]), Glance::Other);
+    }
+
+    fn v6(next: u8, rest: &[&[u8]]) -> Vec<u8> {
+        let mut p = alloc::vec![0u8; 40];
+        (p[0], p[6], p[23], p[39]) = (0x60, next, 2, 1);
+        p.extend(rest.concat());
+        p
+    }
+
+    /// RFC 8200 4.1, RFC 8200 4.2: extension headers in front of TCP are skipped unless they ask for what we do not do.
+    #[test]
+    fn extension_headers_are_skipped_as_far_as_they_can_be() {
+        const HOPS: u8 = 0;
+        const ROUTING: u8 = 43;
+        const TO_DESTINATION: u8 = 60;
+        let is_tcp = |next, headers: &[&[u8]]| {
+            let packet = v6(next, &[&headers.concat(), &tcp(SYN)]);
+            matches!(Glance::at(&packet), Glance::Tcp(_, Request::Open))
+        };
+        assert!(is_tcp(TCP, &[]));
+        assert!(is_tcp(HOPS, &[&[TCP, 0, 1, 4, 0, 0, 0, 0]]));
+        assert!(is_tcp(HOPS, &[&[TO_DESTINATION, 0, 0, 0, 0, 0, 0, 0], &[TCP, 1], &[0; 14]]));
+        assert!(is_tcp(ROUTING, &[&[TCP, 0, 2, 0, 0, 0, 0, 0]]));
+        assert!(!is_tcp(ROUTING, &[&[TCP, 0, 2, 1, 0, 0, 0, 0]]), "not there yet (RFC 8200 4.4)");
+        assert!(!is_tcp(HOPS, &[&[TCP, 0, 0xc2, 4, 0, 0, 0, 0]]), "a jumbogram");
+        assert!(!is_tcp(
+            TO_DESTINATION,
+            &[&[HOPS, 0, 0, 0, 0, 0, 0, 0], &[TCP, 0, 0, 0, 0, 0, 0, 0]]
+        ));
+        assert!(!is_tcp(TO_DESTINATION, &[&[TCP, 9, 0, 0, 0, 0, 0, 0]]), "past the end");
+        assert!(
+            !is_tcp(TO_DESTINATION, &[&[TCP, 0, 1, 200, 0, 0, 0, 0]]),
+            "an option past the end"
+        );
+        let more: &[u8] = &[TO_DESTINATION, 0, 0, 0, 0, 0, 0, 0];
+        let last: &[u8] = &[TCP, 0, 0, 0, 0, 0, 0, 0];
+        assert!(is_tcp(TO_DESTINATION, &[more, more, more, more, more, last]));
+        assert!(
+            !is_tcp(TO_DESTINATION, &[more, more, more, more, more, more, last]),
+            "RFC 8504 5.3"
+        );
+    }
+
+    /// RFC 6946 4: an atomic fragment is a whole packet. All others are refused.
+    #[test]
+    fn an_atomic_fragment_is_whole() {
+        let header = |offset: u8, more: u8| [TCP, 0, offset, more, 0, 0, 0, 9];
+        let at = |header: [u8; 8]| Glance::at(&v6(44, &[&header, &tcp(SYN)]));
+        assert!(matches!(at(header(0, 0)), Glance::Tcp(_, Request::Open)));
+        assert!(matches!(at(header(0, 1)), Glance::Fragment(_)));
+        assert!(matches!(at(header(5, 0)), Glance::Fragment(_)));
     }
 }

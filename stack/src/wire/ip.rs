@@ -10,6 +10,7 @@ use smoltcp::wire::{IpProtocol, Ipv4Packet, Ipv6Packet};
 
 pub(super) const PROTOCOL_TCP: u8 = 6;
 const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const DESTINATION_OPTIONS: u8 = 60;
 const HOP_LIMIT: u8 = 64;
@@ -136,37 +137,76 @@ fn parse_v4(octets: &[u8]) -> Result<IpHeader, Malformed> {
 fn parse_v6(octets: &[u8]) -> Result<IpHeader, Malformed> {
     let (header, extensions) = octets.split_at_checked(IPV6_LEN).ok_or(Malformed::Truncated)?;
     let ip = Ipv6Packet::new_unchecked(header);
-    let mut r = Octets(extensions);
-    let (mut next, mut fragment) = (u8::from(ip.next_header()), false);
-    loop {
-        // RFC 8200 4: the first octet names the next header; lengths count 8-octet units after the first.
-        let skip = match next {
-            HOP_BY_HOP | DESTINATION_OPTIONS => {
-                let unit: [u8; 8] = r.array().ok_or(Malformed::Truncated)?;
-                next = unit[0];
-                usize::from(unit[1]) * 8
-            }
-            FRAGMENT => {
-                let unit: [u8; 8] = r.array().ok_or(Malformed::Truncated)?;
-                next = unit[0];
-                fragment = true;
-                if u16::from_be_bytes([unit[2], unit[3]]) >> 3 != 0 {
-                    break; // what follows is the middle of something
-                }
-                0
-            }
-            _ => break,
-        };
-        r.take(skip).ok_or(Malformed::Truncated)?;
-    }
-    let len = octets.len() - r.0.len();
+    let Extensions { protocol, len, fragment } =
+        skip_extensions(ip.next_header().into(), extensions)?;
+    let len = IPV6_LEN + len;
     let total_len = IPV6_LEN + usize::from(ip.payload_len());
     if total_len < len {
         return Err(Malformed::BadLength);
     }
     let (src, dst) = (ip.src_addr().into(), ip.dst_addr().into());
     let traffic_class = TrafficClass(ip.traffic_class());
-    Ok(IpHeader { src, dst, protocol: next, len, total_len, traffic_class, fragment })
+    Ok(IpHeader { src, dst, protocol, len, total_len, traffic_class, fragment })
+}
+
+/// Extension headers that a packet may have: more than anybody uses, and an end to looking (RFC 8504 5.3).
+const MAX_EXTENSIONS: usize = 6;
+
+/// What follows the extension headers of IPv6.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Extensions {
+    /// Number of the protocol after them.
+    pub(crate) protocol: u8,
+    /// Octets of them.
+    pub(crate) len: usize,
+    /// It is a part of a packet.
+    pub(crate) fragment: bool,
+}
+
+/// Skips the extension headers at the start of `octets`, of which the first is `next` (RFC 8200 4). Options that want to
+/// be known are refused (RFC 8200 4.2), and so is a way that is not over. An atomic fragment is a whole packet (RFC 6946 4).
+pub(crate) fn skip_extensions(next: u8, octets: &[u8]) -> Result<Extensions, Malformed> {
+    let (mut r, mut next, mut count) = (Octets(octets), next, 0);
+    let mut fragment = false;
+    while !fragment && matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS) {
+        count += 1;
+        // RFC 8200 4.1: hop-by-hop options come first.
+        if count > MAX_EXTENSIONS || (next == HOP_BY_HOP && count > 1) {
+            return Err(Malformed::BadLength);
+        }
+        // The first octet names the next header; lengths count 8-octet units after the first.
+        let unit: [u8; 8] = r.array().ok_or(Malformed::Truncated)?;
+        let more = if next == FRAGMENT { 0 } else { usize::from(unit[1]) * 8 };
+        let rest = r.take(more).ok_or(Malformed::Truncated)?;
+        match next {
+            // Of a fragment, what follows may be the middle of something.
+            FRAGMENT => fragment = u16::from_be_bytes([unit[2], unit[3]]) & 0xfff9 != 0,
+            ROUTING if unit[3] != 0 => return Err(Malformed::BadLength), // RFC 8200 4.4: segments left
+            ROUTING => {}
+            _ => check_options(&unit[2..], rest)?,
+        }
+        next = unit[0];
+    }
+    Ok(Extensions { protocol: next, len: octets.len() - r.0.len(), fragment })
+}
+
+/// RFC 8200 4.2: options whose first two bits are not zero must be known to whoever takes the packet.
+fn check_options(first: &[u8], rest: &[u8]) -> Result<(), Malformed> {
+    const PAD1: u8 = 0;
+    let mut octets = first.iter().chain(rest);
+    while let Some(kind) = octets.next() {
+        if *kind == PAD1 {
+            continue;
+        }
+        let len = usize::from(*octets.next().ok_or(Malformed::BadLength)?);
+        if kind >> 6 != 0 {
+            return Err(Malformed::BadOption);
+        }
+        if len > 0 && octets.nth(len - 1).is_none() {
+            return Err(Malformed::BadLength);
+        }
+    }
+    Ok(())
 }
 
 /// Folded sum of the pseudo-header of `protocol` (RFC 9293 3.1, RFC 8200 8.1); `len` octets of transport.

@@ -23,6 +23,7 @@ pub use flow::{Endpoint, FlowTuple, Prefix};
 pub use icmp::{
     IcmpError, IcmpErrorKind, PROTOCOL_ICMP, PROTOCOL_ICMPV6, Unreachable, emit_unreachable,
 };
+pub(crate) use ip::skip_extensions;
 pub use ip::{Ecn, TrafficClass};
 pub use mptcp_option::{
     AddAddr, AddressIds, DataAck, Dss, DssDsn, DssMapping, MP_CAPABLE_CHECKSUM,

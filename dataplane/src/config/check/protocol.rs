@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::Check;
-use crate::config::schema::{self, Congestion, FastOpenRole, Pacing, SynCookies};
+use crate::config::schema::{self, Congestion, FastOpenRole, MtuProbing, Pacing, SynCookies};
 use crate::config::value::Fault;
 use crate::run::PortConfig;
 use stack::mcp::McpConfig;
@@ -17,6 +17,11 @@ const IPV4_HEADERS: u32 = 40;
 const IPV6_HEADERS: u32 = 60;
 /// What every host accepts (RFC 9293 3.7.1), and what fits in 65,535 octets of IPv6.
 const MSS: std::ops::RangeInclusive<i64> = 536..=65_475;
+
+/// No more than every path carries over IPv6 makes a base.
+const BASE_MSS: std::ops::RangeInclusive<i64> = 216..=1_220;
+/// Room for headers and options, and no more than Ethernet.
+const MIN_PMTU: std::ops::RangeInclusive<i64> = 256..=1_500;
 
 const fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -116,6 +121,23 @@ impl Check {
                 self.duration("tcp.keepalive-time", Some(text), range, s(7200))
             }),
             mss: self.number("tcp.mss", tcp.mss.as_ref(), MSS, default.mss),
+            mtu_probing: match tcp.mtu_probing.unwrap_or_default() {
+                MtuProbing::Off => tcp::MtuProbing::Off,
+                MtuProbing::Blackhole => tcp::MtuProbing::BlackHole,
+                MtuProbing::Always => tcp::MtuProbing::Always,
+            },
+            base_mss: self.number(
+                "tcp.base-mss",
+                tcp.base_mss.as_ref(),
+                BASE_MSS,
+                default.base_mss,
+            ),
+            min_pmtu: self.number(
+                "tcp.min-pmtu",
+                tcp.min_pmtu.as_ref(),
+                MIN_PMTU,
+                default.min_pmtu,
+            ),
             ..default
         }
     }

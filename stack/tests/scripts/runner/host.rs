@@ -10,7 +10,7 @@ use stack::shard::{
 };
 use stack::tcp::{
     Algorithm, CloseReason, CookiePolicy, EcnMode, FastOpenCache, FastOpenRoles, FastOpenSecret,
-    FastOpenTry, Phase, Stream, TcpConfig, TcpInfo,
+    FastOpenTry, MtuProbing, Phase, Stream, TcpConfig, TcpInfo,
 };
 use stack::time::Instant;
 use stack::wire::{
@@ -158,7 +158,10 @@ impl Session for Endpoints {
 
     fn on_join(&mut self, _: &mut Settings, _: FlowTuple, _: Segment, _: &mut Cx<'_>) {}
 
-    fn on_icmp(&mut self, _: &mut Settings, error: IcmpError, _: &mut Cx<'_>) {
+    fn on_icmp(&mut self, _: &mut Settings, error: IcmpError, cx: &mut Cx<'_>) {
+        if matches!(error.kind, IcmpErrorKind::PacketTooBig { .. }) {
+            cx.counters.on_too_big(self.stream.on_too_big(&error, cx.now));
+        }
         let hard = matches!(error.kind, IcmpErrorKind::Unreachable(why) if why.is_hard());
         if hard && self.stream.phase() == Phase::Opening && self.stream.iss() == Some(error.seq) {
             self.stream.abort(CloseReason::Unreachable);
@@ -170,6 +173,7 @@ impl Session for Endpoints {
     }
 
     fn poll_transmit(&mut self, _: &mut Settings, cx: &mut Cx<'_>) -> Option<TxPacket> {
+        cx.counters.on_mtu_tally(self.stream.drain_mtu_tally());
         if let Some(tx) = self.stream.poll_transmit(cx.now) {
             cx.counters.RetransSegs += u64::from(tx.retransmission);
             return Some(emit(self.flow, &tx.segment, tx.gso_size));
@@ -460,6 +464,16 @@ fn set(tcp: &mut TcpConfig, limits: &mut Limits, key: &str, value: &str) -> Resu
         "nagle" => tcp.nagle = switch()?,
         "keepalive" if value == "off" => tcp.keepalive = None,
         "keepalive" => tcp.keepalive = Some(duration(value)?),
+        "mtu_probing" => {
+            tcp.mtu_probing = match value {
+                "off" => MtuProbing::Off,
+                "blackhole" => MtuProbing::BlackHole,
+                "always" => MtuProbing::Always,
+                _ => return Err("off, blackhole or always".to_owned()),
+            }
+        }
+        "base_mss" => tcp.base_mss = number(value)?,
+        "min_pmtu" => tcp.min_pmtu = number(value)?,
         "gso_max" => tcp.gso_max = number(value)?,
         "backlog" => limits.half_open = number(value)?,
         "fast_open" => {
