@@ -22,6 +22,8 @@ mod no_converter;
 mod path_cut;
 #[path = "scenarios/peers.rs"]
 mod peers;
+#[path = "scenarios/pmtu.rs"]
+mod pmtu;
 #[path = "scenarios/random.rs"]
 mod random;
 #[path = "scenarios/scarce.rs"]

@@ -144,7 +144,14 @@ impl TcpHost {
     }
 
     /// RFC 1122 4.2.3.9: a hard error ends a connection attempt.
-    fn on_icmp(&mut self, error: IcmpError) {
+    fn on_icmp(&mut self, error: IcmpError, now: Instant) {
+        if matches!(error.kind, IcmpErrorKind::PacketTooBig { .. }) {
+            if let Some(&at) = self.index.get(&error.flow) {
+                self.connections[at].touched = true;
+                self.connections[at].stream.on_too_big(&error, now);
+            }
+            return;
+        }
         let hard = matches!(error.kind, IcmpErrorKind::Unreachable(why) if why.is_hard());
         if let Some(&at) = self.index.get(&error.flow).filter(|_| hard) {
             let connection = &mut self.connections[at];
@@ -256,7 +263,7 @@ impl Node for TcpHost {
             Ok(Parsed::Tcp(flow, segment)) => self.on_segment(flow, segment, now),
             Ok(Parsed::Other(_, packet)) => {
                 if let Ok(Some(error)) = IcmpError::parse(&packet) {
-                    self.on_icmp(error);
+                    self.on_icmp(error, now);
                 }
             }
             Ok(Parsed::Fragment) | Err(_) => {}

@@ -1,7 +1,7 @@
 //! Middleboxes: what stands between hosts and meddles with segments.
 #![forbid(unsafe_code)]
 
-use super::packet::{ACK, FIN, MPTCP, PSH, RST, SYN, TcpPacket};
+use super::packet::{ACK, FIN, MPTCP, PSH, RST, SYN, TcpPacket, too_big};
 use super::{Node, Outbox};
 use crate::time::{Duration, Instant};
 use crate::wire::{Endpoint, FlowTuple};
@@ -15,6 +15,11 @@ pub trait Pass: 'static {
     /// Takes one intact TCP packet, appends what goes on in the same direction.
     fn pass(&mut self, from: usize, packet: TcpPacket, now: Instant, out: &mut Vec<TcpPacket>);
 
+    /// Whether a packet, as it came, fits at all.
+    fn fit(&mut self, _packet: &[u8]) -> Fit {
+        Fit::Passes
+    }
+
     /// Appends, with the interface it came in by, what was held back long enough.
     fn release(&mut self, _now: Instant, _out: &mut Vec<(usize, TcpPacket)>) {}
 
@@ -24,7 +29,45 @@ pub trait Pass: 'static {
     }
 }
 
+/// What a narrow place does to a packet.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Fit {
+    /// It fits.
+    Passes,
+    /// It is dropped.
+    Vanishes,
+    /// It is dropped, and this goes back.
+    Refused(Vec<u8>),
+}
+
+/// A router in front of a link with a smaller MTU, or a black hole there.
+#[derive(Debug)]
+pub struct Narrow {
+    /// Octets of the largest IP packet that passes.
+    pub mtu: usize,
+    /// The routers that say so, one for each family; none: a black hole.
+    pub routers: Vec<IpAddr>,
+}
+
+impl Pass for Narrow {
+    fn pass(&mut self, _: usize, packet: TcpPacket, _: Instant, out: &mut Vec<TcpPacket>) {
+        out.push(packet);
+    }
+
+    fn fit(&mut self, packet: &[u8]) -> Fit {
+        if packet.len() <= self.mtu {
+            return Fit::Passes;
+        }
+        let mut answers = self.routers.iter().filter_map(|r| too_big(*r, packet, self.mtu as u32));
+        answers.next().map_or(Fit::Vanishes, Fit::Refused)
+    }
+}
+
 impl Pass for Box<dyn Pass> {
+    fn fit(&mut self, packet: &[u8]) -> Fit {
+        self.as_mut().fit(packet)
+    }
+
     fn pass(&mut self, from: usize, packet: TcpPacket, now: Instant, out: &mut Vec<TcpPacket>) {
         self.as_mut().pass(from, packet, now, out);
     }
@@ -56,6 +99,11 @@ impl<P: Pass> Middlebox<P> {
 
 impl<P: Pass> Node for Middlebox<P> {
     fn receive(&mut self, iface: usize, packet: Vec<u8>, now: Instant) {
+        match self.pass.fit(&packet) {
+            Fit::Passes => {}
+            Fit::Vanishes => return,
+            Fit::Refused(answer) => return self.out.push((iface, answer)),
+        }
         let mut passed = Vec::new();
         match TcpPacket::parse(packet) {
             Ok(packet) => self.pass.pass(iface, packet, now, &mut passed),

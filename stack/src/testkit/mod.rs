@@ -26,7 +26,8 @@ pub use host::{Host, TcpHost};
 pub use link::{Burst, Link, LinkStats};
 pub use mcp_node::McpNode;
 pub use middlebox::{
-    Coalesce, EatSynPayload, Middlebox, Nat, Pass, RewriteSequence, Split, Strip, StripFrom,
+    Coalesce, EatSynPayload, Fit, Middlebox, Narrow, Nat, Pass, RewriteSequence, Split, Strip,
+    StripFrom,
 };
 pub use router::{Router, Routes};
 pub use sim::{LinkId, Node, NodeId, Outbox, Sim, seed};

@@ -280,6 +280,22 @@ fn lengths(packet: &[u8]) -> Option<(usize, usize)> {
 /// An ICMP error about `packet` from `router`: IPv4 type 3 or IPv6 type 1, with `code`. `None` if the families differ
 /// or the packet must not be answered.
 pub fn unreachable(router: IpAddr, packet: &[u8], code: u8) -> Option<Vec<u8>> {
+    icmp_error(router, packet, ([3, code], [1, code]), 0)
+}
+
+/// As [`unreachable`]: the packet is too big for the next link's `mtu`.
+pub fn too_big(router: IpAddr, packet: &[u8], mtu: u32) -> Option<Vec<u8>> {
+    icmp_error(router, packet, ([3, 4], [2, 0]), mtu)
+}
+
+/// `v4` and `v6` are type and code; `rest` the second word of the header.
+fn icmp_error(
+    router: IpAddr,
+    packet: &[u8],
+    (v4, v6): ([u8; 2], [u8; 2]),
+    rest: u32,
+) -> Option<Vec<u8>> {
+    let header = |kind: [u8; 2]| [[kind[0], kind[1], 0, 0], rest.to_be_bytes()].concat();
     let (src, _) = addresses(packet)?;
     match (router, src) {
         (IpAddr::V4(router), IpAddr::V4(src)) if packet[9] != 1 => {
@@ -287,7 +303,7 @@ pub fn unreachable(router: IpAddr, packet: &[u8], code: u8) -> Option<Vec<u8>> {
             let mut out = alloc::vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 1, 0, 0];
             out.extend_from_slice(&router.octets());
             out.extend_from_slice(&src.octets());
-            out.extend_from_slice(&[3, code, 0, 0, 0, 0, 0, 0]);
+            out.extend(header(v4));
             out.extend_from_slice(quoted);
             let len = (out.len() as u16).to_be_bytes();
             out[2..4].copy_from_slice(&len);
@@ -304,7 +320,7 @@ pub fn unreachable(router: IpAddr, packet: &[u8], code: u8) -> Option<Vec<u8>> {
             out[4..6].copy_from_slice(&len.to_be_bytes());
             out.extend_from_slice(&router.octets());
             out.extend_from_slice(&src.octets());
-            out.extend_from_slice(&[1, code, 0, 0, 0, 0, 0, 0]);
+            out.extend(header(v6));
             out.extend_from_slice(quoted);
             let pseudo = checksum::add(checksum::add(checksum::sum(&out[8..40]), 58), len);
             let sum = !checksum::add(pseudo, checksum::sum(&out[40..]));
