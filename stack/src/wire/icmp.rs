@@ -330,6 +330,25 @@ mod tests {
         }
     }
 
+    /// RFC 1191 7.1: a router that does not tell its MTU has the next smaller one that is in use.
+    #[test]
+    fn a_router_that_tells_no_mtu_is_understood() {
+        let (_, mut quoted) = sent("10.0.0.1", "10.0.0.2");
+        for (total_len, mtu) in [(1500_u16, 1492), (1492, 1400), (1400, 1280), (576, 508), (60, 68)]
+        {
+            quoted[2..4].copy_from_slice(&total_len.to_be_bytes());
+            let error = parse(&message(3, 4, 0, &quoted)).unwrap().unwrap();
+            assert_eq!(error.kind, IcmpErrorKind::PacketTooBig { mtu }, "{total_len}");
+        }
+    }
+
+    /// RFC 1191 3(d): nothing of ours may be fragmented. RFC 6864 4.1: so the id means nothing.
+    #[test]
+    fn what_we_send_is_not_to_be_fragmented() {
+        let (_, octets) = sent("10.0.0.1", "10.0.0.2");
+        assert_eq!((&octets[4..6], &octets[6..8]), (&[0, 0][..], &[0x40, 0][..]));
+    }
+
     #[test]
     fn what_is_no_error_about_tcp_is_none() {
         let (_, quoted) = sent("10.0.0.1", "10.0.0.2");

@@ -236,7 +236,7 @@ pub(super) fn write(
             ip.set_dscp(traffic_class.dscp());
             ip.set_ecn(traffic_class.ecn() as u8);
             ip.set_total_len((IPV4_LEN + len) as u16);
-            ip.set_dont_frag(true); // RFC 6864 4.1: and so the id means nothing
+            ip.set_dont_frag(true); // RFC 1191 3(d), RFC 6864 4.1: and so the id means nothing
             ip.set_hop_limit(HOP_LIMIT);
             ip.set_next_header(IpProtocol::from(protocol));
             ip.set_src_addr(src);

@@ -324,6 +324,24 @@ fn a_probe_lost_with_others_is_inconclusive() {
     assert_eq!(host.tcb.drain_mtu_tally(), MtuTally::NONE);
 }
 
+/// RFC 4821 7.6.3: if only a timeout shows that a probe is lost, it has failed, and the timeout is answered as any.
+#[test]
+fn a_probe_that_times_out_has_failed() {
+    let cfg = TcpConfig { mtu_probing: MtuProbing::Always, sack: false, ..config() };
+    let mut host = wide(cfg);
+    for _ in 0..3 {
+        host.push(1024);
+        segments(&mut host);
+        ack_all(&mut host);
+    }
+    host.push(1460);
+    assert_eq!(segments(&mut host), [(3 * 1024, 1460)]);
+    host.wait();
+    assert_eq!(host.tcb.drain_mtu_tally(), MtuTally { fail: 1, ..MtuTally::NONE });
+    assert_eq!(segments(&mut host)[0], (3 * 1024, 1024));
+    assert_eq!((host.tcb.info().rto_count, host.tcb.cwnd()), (1, 1024));
+}
+
 /// RFC 4821 7.6.2(c): a router that refuses the probe says what passes.
 #[test]
 fn a_packet_too_big_about_a_probe_ends_the_search_there() {
