@@ -1,13 +1,22 @@
 //! Bulk transfers over one bottleneck: what is varied, and what is measured.
 
 use stack::buf::{Chain, Pool};
-use stack::tcp::{Algorithm, Stream, TcpConfig, TcpInfo};
+use stack::tcp::{Algorithm, Pacing, Stream, TcpConfig, TcpInfo};
 use stack::testkit::bottleneck::{Bottleneck, HEADERS, Loss, Path};
 use stack::time::Duration;
 use std::rc::Rc;
 
 /// Octets of text in a full segment.
 pub const MSS: u32 = 1448;
+
+/// Configures the ends.
+pub type Sender = fn(&mut TcpConfig);
+
+pub const NEWRENO: Sender = |cfg| cfg.congestion = Algorithm::NewReno;
+pub const CUBIC: Sender = |cfg| cfg.congestion = Algorithm::Cubic;
+pub const PACED_CUBIC: Sender = |cfg| {
+    (cfg.congestion, cfg.pacing) = (Algorithm::Cubic, Pacing::On);
+};
 
 /// A path, and how many flows share it.
 #[derive(Clone, Debug)]
@@ -75,17 +84,17 @@ impl Cell {
         }
     }
 
-    /// Runs it.
-    pub fn run(&self, algorithm: Algorithm, seed: u64) -> Outcome {
+    /// Runs it with what `sender` configures.
+    pub fn run(&self, sender: Sender, seed: u64) -> Outcome {
         let burst = self.burst();
         let buffer = (2 * (self.bdp() + self.queue_octets())).clamp(1 << 20, 1 << 30) as u32;
-        let cfg = TcpConfig {
-            congestion: algorithm,
+        let mut cfg = TcpConfig {
             gso_max: burst,
             receive_buffer: buffer,
             send_buffer: buffer,
             ..TcpConfig::default()
         };
+        sender(&mut cfg);
         let cfg = Rc::new(cfg);
         let back = Path { delay: self.rtt / 2, ..Path::default() };
         let mut net = Bottleneck::new(self.forward(), back, seed);
