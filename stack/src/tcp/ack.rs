@@ -69,7 +69,7 @@ impl Tcb {
             self.note_dsack(block);
         }
         self.finish_probe(ack, duplicate, &progress);
-        self.check_spurious(seg, ack, &progress);
+        self.check_spurious(seg, ack, &progress, now);
         progress.newly_lost = if self.agreed.sack {
             self.detect_loss(now)
         } else {
@@ -217,7 +217,7 @@ impl Tcb {
             // One copy alone arrived: the probe hid a loss from us. Answer it once.
             let mss = self.mss(self.room);
             self.remember();
-            self.congestion.on_loss(probe.flight, mss);
+            self.congestion.on_loss(probe.flight.min(self.congestion.cwnd()), mss);
             self.congestion.set_cwnd(self.congestion.ssthresh().min(self.congestion.cwnd()));
             self.agreed.ecn.on_reduced();
             self.trouble().events.TCPLossProbeRecovery += 1;
@@ -306,6 +306,12 @@ impl Tcb {
         self.queue.pipe().saturating_sub(self.left_by_duplicates())
     }
 
+    /// Of FlightSize what cwnd let out (RFC 5681 3.1: not what Limited Transmit added). While una stands still, what was
+    /// SACKed would count again and again.
+    pub(super) fn flight_let_out(&self) -> u32 {
+        self.queue.flight().min(self.congestion.cwnd())
+    }
+
     fn left_by_duplicates(&self) -> u32 {
         let dup_acks = self.queue.spell().map_or(0, |spell| spell.dup_acks);
         dup_acks.saturating_mul(self.mss(self.room)).min(self.queue.flight())
@@ -323,7 +329,7 @@ impl Tcb {
         self.remember();
         self.count_recovery();
         self.agreed.ecn.on_reduced();
-        self.congestion.on_loss(self.queue.flight(), mss);
+        self.congestion.on_loss(self.flight_let_out(), mss);
         // RFC 9937 6: RecoverFS.
         let held = if self.agreed.sack { self.queue.sacked() } else { self.left_by_duplicates() };
         let recover_fs = self.queue.flight() - held + delivered;

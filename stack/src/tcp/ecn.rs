@@ -319,7 +319,7 @@ impl Tcb {
         }
         spell.reduced_until = Some(nxt);
         let mss = self.mss(self.room);
-        self.congestion.on_congestion_experienced(self.queue.flight(), mss, self.cfg.abe);
+        self.congestion.on_congestion_experienced(self.flight_let_out(), mss, self.cfg.abe);
         self.agreed.ecn.on_reduced();
     }
 }

@@ -9,6 +9,9 @@ use crate::wire::SeqNum;
 
 /// Rounds that a widened reordering window lasts (RFC 8985 6.2 step 4).
 const REO_WND_PERSIST: u8 = 16;
+/// RFC 8985 6.2 bounds the reordering window by SRTT, and with it a path that delays some segments by more than a round
+/// trip loses its window again and again. Where DSACKs ask for it we wait as long as this, still less than the RTO.
+const MAX_REO_WND: Duration = Duration::from_millis(100);
 /// Segments beyond a hole that count as proof without waiting (RFC 8985 6.2 step 4).
 pub(super) const DUP_THRESH: u32 = 3;
 /// What a receiver may delay an ACK by (RFC 8985 7.2: max_ack_delay; at Linux 40 ms or its SRTT), and some.
@@ -108,7 +111,8 @@ impl Rack {
             return Duration::ZERO;
         }
         let quarter = rtt.min().unwrap_or_default() / 4;
-        (quarter * u32::from(self.reo_wnd_mult)).min(rtt.srtt().unwrap_or_default())
+        let most = rtt.srtt().unwrap_or_default().max(MAX_REO_WND);
+        (quarter * u32::from(self.reo_wnd_mult)).min(most)
     }
 
     /// RTT of the newest delivered transmission.

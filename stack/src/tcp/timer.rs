@@ -118,7 +118,7 @@ impl Tcb {
             rtt => rtt,
         };
         let waited = rtt + self.reo_wnd();
-        self.congestion.on_timeout(self.queue.flight(), mss, event);
+        self.congestion.on_timeout(self.flight_let_out(), mss, event);
         self.agreed.ecn.on_reduced();
         let relost = self.queue.relost();
         let renege = self.queue.lose_at_timeout(waited, now, &mut self.congestion);

@@ -91,7 +91,13 @@ impl Tcb {
     }
 
     /// Undoes the answer to a loss if this ACK shows that there was none.
-    pub(super) fn check_spurious(&mut self, seg: &Segment, ack: SeqNum, progress: &Progress) {
+    pub(super) fn check_spurious(
+        &mut self,
+        seg: &Segment,
+        ack: SeqNum,
+        progress: &Progress,
+        now: Instant,
+    ) {
         let frto = self.run_frto(seg, ack, progress);
         let Some(undo) = self.trouble.as_deref().and_then(|trouble| trouble.undo.as_deref()) else {
             return;
@@ -112,9 +118,21 @@ impl Tcb {
             Recovery::Refit { .. } => return, // what is lost there was too large
             _ => None,
         };
-        if let Some(proof) = proof.or(doubled.then_some(Proof::Dsack)) {
+        let Some(proof) = proof.or(doubled.then_some(Proof::Dsack)) else { return };
+        if self.is_all_clear(now) {
             self.undo(proof, ack, progress);
         }
+    }
+
+    /// Whether what is marked lost and was not sent again is in flight after all. Some of a window may be late and the
+    /// rest lost: then there was something to answer.
+    fn is_all_clear(&mut self, now: Instant) -> bool {
+        if !matches!(self.recovery(), Recovery::Fast { .. }) || self.queue.lost() == 0 {
+            return true;
+        }
+        self.rack.on_reordering();
+        self.queue.unlose();
+        self.detect_loss(now) == 0
     }
 
     fn undo(&mut self, proof: Proof, ack: SeqNum, progress: &Progress) {
@@ -126,8 +144,10 @@ impl Tcb {
         self.queue.unlose();
         if let Some(spell) = self.queue.spell_mut() {
             (spell.recovery, spell.reduced_until) = (Recovery::Open, None);
-            // RFC 8985 6.2 step 2 may have taken an original for its copy: what was sent before that is not late.
-            spell.forget_newest();
+            if self.agreed.timestamps.is_none() {
+                // RFC 8985 6.2 step 2 may have taken an original for its copy: what was sent before that is not late.
+                spell.forget_newest();
+            }
         }
         match state {
             Recovery::Loss { .. } => {

@@ -29,6 +29,8 @@ pub(super) struct Link {
     /// Octets.
     pub(super) queue: u64,
     pub(super) loss: f64,
+    /// Of so many segments each comes later by as much.
+    pub(super) late: (f64, Duration),
 }
 
 impl Link {
@@ -36,7 +38,13 @@ impl Link {
     pub(super) fn new(mbits: u64, rtt_ms: u64, bdps: f64) -> Link {
         let rate = mbits * 125_000;
         let queue = ((rate * rtt_ms / 1000) as f64 * bdps) as u64;
-        Link { rate, delay: Duration::from_micros(rtt_ms * 500), queue, loss: 0.0 }
+        Link {
+            rate,
+            delay: Duration::from_micros(rtt_ms * 500),
+            queue,
+            loss: 0.0,
+            late: (0.0, Duration::ZERO),
+        }
     }
 }
 
@@ -277,6 +285,8 @@ impl Net {
         }
         self.longest_wait = self.longest_wait.max(wait);
         self.free_at = start + Duration::from_nanos(octets * 1_000_000_000 / self.link.rate);
-        self.post(self.free_at + self.link.delay, Parcel::Text(i, segment));
+        let (share, late) = self.link.late;
+        let late = if self.rng.chance(share) { late } else { Duration::ZERO };
+        self.post(self.free_at + self.link.delay + late, Parcel::Text(i, segment));
     }
 }

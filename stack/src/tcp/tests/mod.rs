@@ -6,5 +6,6 @@ mod bottleneck;
 mod conversations;
 mod hostile;
 mod pacing;
+mod recovery;
 mod simulation;
 mod syn_cookie;
