@@ -10,6 +10,8 @@ pub mod config;
 mod convert;
 mod cookie;
 mod credit;
+#[cfg(test)]
+mod fast_open_tests;
 mod info;
 mod leg;
 mod negative_cache;

@@ -1,4 +1,4 @@
-//! Who may come in: limits, SYN cookies beyond them, and who has to go (RFC 4987 3).
+//! Who may come in: limits, SYN cookies beyond them, and who has to go (RFC 4987).
 #![forbid(unsafe_code)]
 
 use super::half_open::Client;

@@ -1,4 +1,4 @@
-//! TCP Fast Open at a server (RFC 7413 4.2): who gets a cookie, and whose text is taken at once.
+//! TCP Fast Open at a server (RFC 7413): who gets a cookie, and whose text is taken at once.
 #![forbid(unsafe_code)]
 
 use super::session::Cx;
@@ -14,7 +14,7 @@ pub(super) struct FastOpenServer {
     /// Drawn when it is first needed, unless all shards share one.
     secret: Option<FastOpenSecret>,
     /// Sessions that have taken the text of a SYN and whose client has not proven anything but its cookie
-    /// (RFC 7413 4.2: PendingFastOpenRequests). Half-open all, so as many at most.
+    /// (RFC 7413 4.2(b): PendingFastOpenRequests). Half-open all, so as many at most.
     pending: BTreeSet<SessionId>,
 }
 
@@ -54,7 +54,7 @@ impl Cx<'_> {
             CookieVerdict::Aging => Some(ours),
             CookieVerdict::Wrong => {
                 self.counters.TCPFastOpenPassiveFail += 1;
-                return fresh; // RFC 7413 4.2.2: an ordinary handshake, and a cookie for the next time
+                return fresh; // RFC 7413 4.2.2(b): an ordinary handshake, and a cookie for the next time
             }
         };
         if syn.text.is_empty() {

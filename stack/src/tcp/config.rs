@@ -114,7 +114,7 @@ pub struct TcpConfig {
     pub min_pmtu: u16,
     /// Which ends of Fast Open are played (RFC 7413).
     pub fast_open: FastOpenRoles,
-    /// Connections at a time that have taken the text of a SYN and whose client has not answered (RFC 7413 4.2:
+    /// Connections at a time that have taken the text of a SYN and whose client has not answered (RFC 7413 4.2(b):
     /// PendingFastOpenRequests).
     pub fast_open_pending: u32,
     /// When SYNs are answered with cookies (RFC 4987 3.6).

@@ -8,7 +8,7 @@ use core::hash::{Hash, Hasher};
 use core::net::IpAddr;
 use siphasher::sip::SipHasher13;
 
-/// Which ends of Fast Open are played. Neither by default (RFC 7413 6.3.1 and 4.2.1 leave it to the application).
+/// Which ends of Fast Open are played. Neither by default (RFC 7413 4.2(a)).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct FastOpenRoles {
     /// Text goes with our SYN to servers whose cookie we have.

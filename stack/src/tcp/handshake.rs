@@ -197,7 +197,7 @@ pub struct SynSent {
     reply: Option<Segment>,
 }
 
-/// What goes with the first SYN only: a SYN that is sent again may have been lost for it (RFC 7413 4.1.3).
+/// What goes with the first SYN only: a SYN that is sent again may have been lost for it (RFC 7413 4.1.3.1(a)).
 #[derive(Debug)]
 struct FirstSyn {
     option: FastOpen,
@@ -233,7 +233,7 @@ impl SynSent {
         SynSent { cfg: cfg.clone(), opening, text, first: None, attempt, reply: None }
     }
 
-    /// Lets the first SYN try Fast Open; returns what does not go with it of `text`.
+    /// Lets the first SYN try Fast Open; returns what does not go with it of `text` (RFC 7413 4.1.3(b): what fits the MSS).
     pub fn try_fast_open(&mut self, what: FastOpenTry, mut text: Chain) -> Chain {
         let (cookie, most) = match what {
             FastOpenTry::Not => return text,
@@ -322,7 +322,7 @@ impl SynSent {
         if let Some(first) = self.first.take() {
             let mut text = first.text;
             text.trim_front(acked_text.min(text.len()));
-            tcb.push(text, Label::PLAIN); // RFC 7413 4.1.3: what was not acknowledged goes again
+            tcb.push(text, Label::PLAIN); // RFC 7413 4.1.3(c): what was not acknowledged goes again
         }
         SynSentOutcome::Established { tcb, acked_text, text: seg.text, lesson }
     }
@@ -399,7 +399,7 @@ pub struct SynReceived {
     syn_ecn: Ecn,
     /// Both ends offer scaling, so ours is in the SYN/ACK.
     scaling: bool,
-    /// For the SYN/ACK, the first time (RFC 7413 4.2.2).
+    /// For the SYN/ACK, the first time (RFC 7413 4.2.2(c)).
     fast_open: Option<Box<FastOpen>>,
     answer: Answer,
     challenge: bool,

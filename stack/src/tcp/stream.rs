@@ -94,7 +94,7 @@ impl Stream {
         Stream::fast_accept(cfg, syn, opening, FastOpenGrant::default(), now)
     }
 
-    /// Holds a SYN, of whose text as much is taken as `grant` says: [`Stream::recv`] has it at once (RFC 7413 4.2.2).
+    /// Holds a SYN, of whose text as much is taken as `grant` says: [`Stream::recv`] has it at once (RFC 7413 4.2.2(a)).
     pub fn fast_accept(
         cfg: &Rc<TcpConfig>,
         syn: &Segment,

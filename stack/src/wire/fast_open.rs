@@ -1,4 +1,4 @@
-//! The TCP Fast Open option (RFC 7413 4.1.1): kind 34, or as before that was assigned, 254 with 0xF989.
+//! The TCP Fast Open option (RFC 7413): kind 34, or as before that was assigned, 254 with 0xF989.
 #![forbid(unsafe_code)]
 
 use super::tcp_option::OptionOctets;
@@ -8,7 +8,7 @@ pub(super) const KIND_EXPERIMENT: u8 = 254;
 const EXPERIMENT: [u8; 2] = [0xf9, 0x89];
 const KIND_NOP: u8 = 1;
 
-/// A cookie: 4 to 16 octets, an even number of them (RFC 7413 4.1.1).
+/// A cookie: 4 to 16 octets, an even number of them (RFC 7413 4.1.1(b)).
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FastOpenCookie {
     octets: [u8; FastOpenCookie::MAX],
@@ -54,7 +54,7 @@ pub enum FastOpenKind {
 /// The option, in a SYN or SYN/ACK.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct FastOpen {
-    /// `None`: a cookie is asked for.
+    /// `None`: a cookie is asked for (RFC 7413 4.1.1(a)).
     pub cookie: Option<FastOpenCookie>,
     /// Its number; who answers uses the same.
     pub kind: FastOpenKind,
@@ -74,7 +74,7 @@ impl FastOpen {
         head + self.cookie.map_or(0, |cookie| cookie.octets().len())
     }
 
-    /// From kind and body of an option. RFC 7413 4.1.1: one with another length is ignored.
+    /// From kind and body of an option. RFC 7413 4.1.1(b): one with another length is ignored.
     pub(super) fn parse(kind: u8, body: &[u8]) -> Option<FastOpen> {
         let (kind, cookie) = match (kind, body) {
             (KIND_FAST_OPEN, cookie) => (FastOpenKind::Assigned, cookie),
