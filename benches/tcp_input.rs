@@ -27,7 +27,7 @@ fn established(template: &Segment, now: Instant) -> Box<Tcb> {
         text: Chain::new(),
         ..template.clone()
     };
-    let opening = Opening { iss: SeqNum(0), ts_offset: 0, path_mss: u16::MAX };
+    let opening = Opening { iss: SeqNum(0), ts_offset: 0, path_mss: u16::MAX, default_mss: 536 };
     let mut half_open = SynReceived::new(&Rc::new(TcpConfig::default()), &syn, opening, 0, now);
     half_open.answer(Chain::new(), now);
     while half_open.poll_transmit(now).is_some() {}

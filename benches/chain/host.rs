@@ -194,5 +194,10 @@ impl Host {
 
 /// Numbers that need not surprise anybody here.
 fn opening(flow: FlowTuple) -> Opening {
-    Opening { iss: SeqNum(u32::from(flow.local.port) << 16), ts_offset: 0, path_mss: u16::MAX }
+    Opening {
+        iss: SeqNum(u32::from(flow.local.port) << 16),
+        ts_offset: 0,
+        path_mss: u16::MAX,
+        default_mss: 536,
+    }
 }

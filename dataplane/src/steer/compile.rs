@@ -82,6 +82,12 @@ const BASE: i16 = -82;
 const IP: i16 = BASE + 14;
 // The first octets of TCP, or of an ICMPv6 neighbour solicitation.
 const L4: i16 = -112;
+// The IP header that an ICMP error quotes.
+const QUOTED: i16 = -152;
+
+// The local port: of a segment that comes in, and of one that went out and is quoted.
+const SEGMENT: i16 = 2;
+const QUOTE: i16 = 0;
 
 const HELPER_SKB_LOAD_BYTES: i32 = 26;
 const HELPER_REDIRECT_MAP: i32 = 51;
@@ -199,46 +205,83 @@ impl Writer<'_> {
     fn ipv4(&mut self) {
         self.owned(IP + 16, 4);
         self.asm
-            .load(Width::B, Reg::R1, Reg::R10, IP + 9)
-            .jump_if(If::Ne, Reg::R1, 6, self.other)
             .load(Width::H, Reg::R1, Reg::R10, IP + 6)
             .network_to_host_16(Reg::R1)
             .and(Reg::R1, 0x3fff) // more fragments, fragment offset
             .jump_if(If::Ne, Reg::R1, 0, self.other);
         self.exceptions(IP + 16, 4);
+        self.asm.set(Reg::R7, 14);
+        self.skip_ipv4_header(IP);
+        let icmp = self.asm.label();
         self.asm
-            .load(Width::B, Reg::R7, Reg::R10, IP)
-            .and(Reg::R7, 15)
-            .shift_left(Reg::R7, 2)
-            .add(Reg::R7, 14);
-        self.tcp(IP + 12, IP + 16, 4);
+            .load(Width::B, Reg::R1, Reg::R10, IP + 9)
+            .jump_if(If::Eq, Reg::R1, 1, icmp)
+            .jump_if(If::Ne, Reg::R1, 6, self.other);
+        self.tcp(SEGMENT, IP + 12, IP + 16, 4);
+        self.asm.place(icmp);
+        self.fetch(L4, 1);
+        self.asm.load(Width::B, Reg::R1, Reg::R10, L4).jump_if(If::Ne, Reg::R1, 3, self.other); // RFC 792
+        self.asm.add(Reg::R7, 8);
+        self.fetch(QUOTED, 20);
+        self.asm.load(Width::B, Reg::R1, Reg::R10, QUOTED + 9).jump_if(
+            If::Ne,
+            Reg::R1,
+            6,
+            self.other,
+        );
+        self.skip_ipv4_header(QUOTED);
+        self.tcp(QUOTE, QUOTED + 16, QUOTED + 12, 4);
+    }
+
+    /// Adds the length of the IPv4 header on the stack at `at` to R7.
+    fn skip_ipv4_header(&mut self, at: i16) {
+        self.asm
+            .load(Width::B, Reg::R1, Reg::R10, at)
+            .and(Reg::R1, 15)
+            .shift_left(Reg::R1, 2)
+            .add_reg(Reg::R7, Reg::R1);
     }
 
     fn ipv6(&mut self) {
         self.asm.set(Reg::R7, 0);
         self.fetch(BASE, 54);
         self.owned(IP + 24, 16);
-        let solicitation = self.asm.label();
+        let icmp = self.asm.label();
         self.asm
+            .set(Reg::R7, 54)
             .load(Width::B, Reg::R1, Reg::R10, IP + 6)
-            .jump_if(If::Eq, Reg::R1, 58, solicitation)
+            .jump_if(If::Eq, Reg::R1, 58, icmp)
             .jump_if(If::Ne, Reg::R1, 6, self.other);
         self.exceptions(IP + 24, 16);
-        self.asm.set(Reg::R7, 54);
-        self.tcp(IP + 8, IP + 24, 16);
-        self.asm.place(solicitation);
+        self.tcp(SEGMENT, IP + 8, IP + 24, 16);
+        self.asm.place(icmp);
+        self.icmpv6();
+    }
+
+    /// ICMPv6 beginning at offset R7. Ends the path.
+    fn icmpv6(&mut self) {
+        let error = self.asm.label();
+        self.fetch(L4, 1);
+        self.asm
+            .load(Width::B, Reg::R1, Reg::R10, L4)
+            .jump_if(If::Eq, Reg::R1, 1, error) // RFC 4443 3.1
+            .jump_if(If::Eq, Reg::R1, 2, error); // RFC 4443 3.2
         if self.flavour.resolution == Resolution::Take {
-            self.asm.set(Reg::R7, 54);
+            self.asm.jump_if(If::Ne, Reg::R1, 135, self.other); // RFC 4861 4.3
             self.fetch(L4, 24);
-            self.asm.load(Width::B, Reg::R1, Reg::R10, L4).jump_if(
-                If::Ne,
-                Reg::R1,
-                135,
-                self.other,
-            ); // RFC 4861 4.3
             self.owned(L4 + 8, 16);
         }
-        self.asm.jump(self.other);
+        self.asm.jump(self.other).place(error);
+        self.exceptions(IP + 24, 16);
+        self.asm.add(Reg::R7, 8);
+        self.fetch(QUOTED, 40);
+        self.asm.add(Reg::R7, 40).load(Width::B, Reg::R1, Reg::R10, QUOTED + 6).jump_if(
+            If::Ne,
+            Reg::R1,
+            6,
+            self.other,
+        );
+        self.tcp(QUOTE, QUOTED + 24, QUOTED + 8, 16);
     }
 
     fn arp(&mut self) {
@@ -265,10 +308,10 @@ impl Writer<'_> {
         }
     }
 
-    /// The `TcpTo` rules, TCP beginning at offset R7. Ends the path.
-    fn tcp(&mut self, source: i16, destination: i16, octets: usize) {
+    /// The `TcpTo` rules, TCP beginning at offset R7; `port` is where in it the port is that they are about. Ends the path.
+    fn tcp(&mut self, port: i16, source: i16, destination: i16, octets: usize) {
         self.fetch(L4, 4);
-        self.asm.load(Width::H, Reg::R9, Reg::R10, L4 + 2).network_to_host_16(Reg::R9);
+        self.asm.load(Width::H, Reg::R9, Reg::R10, L4 + port).network_to_host_16(Reg::R9);
         for rule in &self.steering.rules {
             let SteerRule::TcpTo { from, to, ports } = rule else { continue };
             let family = |p: &Option<Prefix>| p.is_none_or(|p| octets_of(p.addr).len() == octets);

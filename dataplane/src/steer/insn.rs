@@ -114,6 +114,11 @@ impl Assembler {
         self.push(CLASS_ALU64, dst, 0, 0, imm)
     }
 
+    /// `dst += src`.
+    pub fn add_reg(&mut self, dst: Reg, src: Reg) -> &mut Self {
+        self.push(0x08 | CLASS_ALU64, dst, src as u8, 0, 0)
+    }
+
     /// `dst &= imm`, the upper half becoming zero.
     pub fn and(&mut self, dst: Reg, imm: u32) -> &mut Self {
         self.push(0x50 | CLASS_ALU, dst, 0, 0, imm as i32)

@@ -18,7 +18,8 @@ use std::ops::RangeInclusive;
 pub enum SteerRule {
     /// Every packet to this address, and ARP and neighbour solicitations that ask for it.
     Owned(IpAddr),
-    /// TCP from and to these prefixes (`None`: any) whose destination port is in the range. Fragments are left alone.
+    /// TCP from and to these prefixes (`None`: any) whose destination port is in the range, and ICMP errors that quote what
+    /// was sent the other way. Fragments are left alone.
     TcpTo {
         /// Sources.
         from: Option<Prefix>,
@@ -70,12 +71,21 @@ impl Steering {
         if self.owns(destination) {
             return Some(true);
         }
-        let fragment = u16_at(packet, 6)? & 0x3fff != 0;
-        if packet[9] != 6 || fragment {
+        if u16_at(packet, 6)? & 0x3fff != 0 || self.except.contains(&destination) {
             return None;
         }
-        let header = usize::from(packet[0] & 15) * 4;
-        self.check_tcp(source, destination, packet.get(header..)?)
+        let rest = packet.get(ipv4_header(packet)?..)?;
+        match packet[9] {
+            1 if *rest.first()? == 3 => self.check_ipv4_quote(rest.get(8..)?), // RFC 792
+            6 => Some(self.wants(source, destination, u16_at(rest.get(..4)?, 2)?)),
+            _ => None,
+        }
+    }
+
+    fn check_ipv4_quote(&self, quoted: &[u8]) -> Option<bool> {
+        let (source, destination) = (v4_at(quoted, 12)?, v4_at(quoted, 16)?);
+        let tcp = quoted.get(ipv4_header(quoted)?..)?.get(..4)?;
+        Some(quoted[9] == 6 && self.wants(destination, source, u16_at(tcp, 0)?))
     }
 
     fn check_ipv6(&self, packet: &[u8]) -> Option<bool> {
@@ -85,10 +95,18 @@ impl Steering {
             return Some(true);
         }
         match packet[6] {
-            6 => self.check_tcp(source, destination, rest),
             58 if *rest.first()? == 135 => Some(self.owns(v6_at(rest, 8)?)), // RFC 4861 4.3
+            _ if self.except.contains(&destination) => None,
+            58 if matches!(rest.first()?, 1 | 2) => self.check_ipv6_quote(rest.get(8..)?), // RFC 4443 3.1, 3.2
+            6 => Some(self.wants(source, destination, u16_at(rest.get(..4)?, 2)?)),
             _ => None,
         }
+    }
+
+    fn check_ipv6_quote(&self, quoted: &[u8]) -> Option<bool> {
+        let (source, destination) = (v6_at(quoted, 8)?, v6_at(quoted, 24)?);
+        let tcp = quoted.get(40..44)?;
+        Some(quoted[6] == 6 && self.wants(destination, source, u16_at(tcp, 0)?))
     }
 
     fn check_arp(&self, packet: &[u8]) -> Option<bool> {
@@ -98,25 +116,27 @@ impl Steering {
         Some(answered_probe || self.owns(target))
     }
 
-    fn check_tcp(&self, source: IpAddr, destination: IpAddr, tcp: &[u8]) -> Option<bool> {
-        let port = u16_at(tcp, 2)?;
-        if self.except.contains(&destination) {
-            return None;
-        }
-        Some(self.rules.iter().any(|rule| match rule {
+    /// Whether a `TcpTo` rule wants a flow from `source` to `port` of `destination`.
+    fn wants(&self, source: IpAddr, destination: IpAddr, port: u16) -> bool {
+        self.rules.iter().any(|rule| match rule {
             SteerRule::Owned(_) => false,
             SteerRule::TcpTo { from, to, ports } => {
                 from.is_none_or(|p| p.contains(source))
                     && to.is_none_or(|p| p.contains(destination))
                     && ports.contains(&port)
             }
-        }))
+        })
     }
 
     /// Whether `addr` is one of the owned addresses.
     pub fn owns(&self, addr: impl Into<IpAddr>) -> bool {
         self.rules.contains(&SteerRule::Owned(addr.into()))
     }
+}
+
+/// Octets of an IPv4 header with its options.
+fn ipv4_header(packet: &[u8]) -> Option<usize> {
+    packet.first().map(|octet| usize::from(octet & 15) * 4)
 }
 
 fn u16_at(octets: &[u8], at: usize) -> Option<u16> {

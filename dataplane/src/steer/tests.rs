@@ -52,6 +52,21 @@ fn arp(operation: u8, target: [u8; 4]) -> Vec<u8> {
     ethernet(0x0806, &p)
 }
 
+/// An ICMP error about a segment that we sent from `port`.
+fn error_v4(kind: u8, protocol: u8, sent: ([u8; 4], [u8; 4]), port: u16, to: [u8; 4]) -> Vec<u8> {
+    let segment = [&port.to_be_bytes()[..], &[0x30, 0x39, 0, 0, 0, 1]].concat();
+    let mut icmp = vec![kind, 4, 0, 0, 0, 0, 5, 20];
+    icmp.extend(&ipv4(protocol, 0x4000, 6, sent.0, sent.1, &segment)[14..]);
+    ipv4(1, 0, 5, [10, 9, 9, 9], to, &icmp)
+}
+
+fn error_v6(kind: u8, protocol: u8, sent: (&str, &str), port: u16) -> Vec<u8> {
+    let segment = [&port.to_be_bytes()[..], &[0x30, 0x39, 0, 0, 0, 1]].concat();
+    let mut icmp = vec![kind, 0, 0, 0, 0, 0, 5, 20];
+    icmp.extend(&ipv6(protocol, sent.0, sent.1, &segment)[14..]);
+    ipv6(58, "2001:db8:9::9", sent.0, &icmp)
+}
+
 fn tcp(port: u16) -> Vec<u8> {
     let mut t = vec![0x30, 0x39];
     t.extend(port.to_be_bytes());
@@ -90,6 +105,20 @@ fn samples() -> Vec<(&'static str, Vec<u8>, bool)> {
         ("v6 tcp in rule", ipv6(6, "2001:db8::7", "2001:db8:4::1", &tcp(9)), true),
         ("v6 tcp, kernel's address", ipv6(6, "2001:db8::7", "2001:db8:5::9", &tcp(9)), false),
         ("v6 tcp, outside", ipv6(6, "2001:db8::7", "2001:db8:6::1", &tcp(9)), false),
+        ("error about tcp in rule", error_v4(3, 6, (far, client), 80, far), true),
+        ("error about tcp, port above", error_v4(3, 6, (far, client), 444, far), false),
+        ("error about tcp the other way", error_v4(3, 6, (client, far), 80, client), false),
+        ("error about udp", error_v4(3, 17, (far, client), 80, far), false),
+        ("redirect about tcp in rule", error_v4(5, 6, (far, client), 80, far), false),
+        ("error to the kernel", error_v4(3, 6, (far, client), 80, [192, 168, 1, 1]), false),
+        ("echo", ipv4(1, 0, 5, client, far, &[8; 40]), false),
+        ("v6 unreachable", error_v6(1, 6, ("2001:db8:4::1", "2001:db8::7"), 9), true),
+        ("v6 too big", error_v6(2, 6, ("2001:db8:4::1", "2001:db8::7"), 9), true),
+        ("v6 too big, outside", error_v6(2, 6, ("2001:db8:6::1", "2001:db8::7"), 9), false),
+        ("v6 too big, the other way", error_v6(2, 6, ("2001:db8::7", "2001:db8:4::1"), 9), false),
+        ("v6 too big, udp", error_v6(2, 17, ("2001:db8:4::1", "2001:db8::7"), 9), false),
+        ("v6 too big, kernel's", error_v6(2, 6, ("2001:db8:5::9", "2001:db8::7"), 9), false),
+        ("v6 time exceeded", error_v6(3, 6, ("2001:db8:4::1", "2001:db8::7"), 9), false),
         ("solicitation for owned", solicitation("2001:db8::1"), true),
         ("solicitation for another", solicitation("2001:db8::2"), false),
         ("vlan", ethernet(0x8100, &[0; 60]), false),
@@ -196,13 +225,19 @@ fn any_rule() -> impl Strategy<Value = SteerRule> {
 fn any_frame() -> impl Strategy<Value = Vec<u8>> {
     let addrs =
         (any_addr(), any_addr()).prop_filter("one family", |(a, b)| a.is_ipv4() == b.is_ipv4());
-    (addrs, 0u16..8, prop_oneof![Just(6u8), Just(17), Just(58)], 0u8..10, 14usize..90).prop_map(
+    (addrs, 0u16..8, prop_oneof![Just(6u8), Just(17), Just(58)], 0u8..12, 14usize..120).prop_map(
         |((from, to), port, protocol, odd, cut)| {
             let mut frame = match (from, to) {
                 (IpAddr::V4(a), IpAddr::V4(b)) if odd == 0 => {
                     let mut frame = arp(port as u8, b.octets());
                     frame[28..32].copy_from_slice(&a.octets());
                     frame
+                }
+                (IpAddr::V4(a), IpAddr::V4(b)) if odd > 8 => {
+                    error_v4(odd % 8 + 1, protocol, (b.octets(), a.octets()), port, b.octets())
+                }
+                _ if odd > 8 => {
+                    error_v6(odd - 8, protocol, (&to.to_string(), &from.to_string()), port)
                 }
                 (IpAddr::V4(a), IpAddr::V4(b)) => {
                     let fragment = if odd == 1 { port } else { 0 };

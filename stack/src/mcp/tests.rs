@@ -153,7 +153,7 @@ struct Host {
 }
 
 fn opening() -> Opening {
-    Opening { iss: SeqNum(0xffff_f000), ts_offset: 0, path_mss: u16::MAX }
+    Opening { iss: SeqNum(0xffff_f000), ts_offset: 0, path_mss: u16::MAX, default_mss: 536 }
 }
 
 fn host_tcp() -> Rc<TcpConfig> {
@@ -696,7 +696,12 @@ fn time_wait_outlives_its_bridge_and_gives_way_to_a_new_connection() {
     net.connect(4000, 7_000); // the same flow again
     net.client.talks[0].stream = Stream::connect(
         &host_tcp(),
-        Opening { iss: opening().iss + 1_000_000, ts_offset: 0, path_mss: u16::MAX },
+        Opening {
+            iss: opening().iss + 1_000_000,
+            ts_offset: 0,
+            path_mss: u16::MAX,
+            default_mss: 536,
+        },
         net.now,
     );
     net.run(5);

@@ -80,7 +80,7 @@ impl SharedConfig {
         let mut hasher = *self.secret.get_or_init(secret);
         flow.hash(&mut hasher);
         let path_mss = self.paths.mss(flow.remote.addr, now);
-        Opening { path_mss, ..Opening::new(hasher.finish(), now) }
+        Opening { path_mss, ..Opening::new(flow.remote.addr, hasher.finish(), now) }
     }
 
     /// Every subflow's TCP.

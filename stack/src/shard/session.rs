@@ -318,7 +318,8 @@ impl Cx<'_> {
 
     /// Initial numbers of a TCP flow.
     pub fn opening(&self, flow: FlowTuple) -> Opening {
-        Opening::new(self.registry.keyed(&flow, PURPOSE_OPENING), self.now)
+        let hash = self.registry.keyed(&flow, PURPOSE_OPENING);
+        Opening::new(flow.remote.addr, hash, self.now)
     }
 }
 

@@ -3,6 +3,7 @@
 
 use super::ecn::{self, EcnState};
 use super::output::plain;
+use super::pmtu::default_mss;
 use super::rtt::{INITIAL_RTO, Rtt};
 use super::tcb::{AckOwed, Agreed, MIN_MSS, Stamps, Start};
 use super::{
@@ -17,9 +18,8 @@ use crate::wire::{
 };
 use alloc::boxed::Box;
 use alloc::rc::Rc;
+use core::net::IpAddr;
 
-/// MSS of a peer that tells none (RFC 9293 3.7.1).
-const DEFAULT_MSS: u16 = 536;
 /// Octets of options in a segment.
 const OPTION_SPACE: u8 = 40;
 
@@ -32,18 +32,21 @@ pub struct Opening {
     pub ts_offset: u32,
     /// Most octets of text and options that the path is known to carry in a segment; `u16::MAX`: nothing is known.
     pub path_mss: u16,
+    /// MSS of the peer if it tells none: [`default_mss`](super::default_mss).
+    pub default_mss: u16,
 }
 
 impl Opening {
-    /// RFC 6528: a clock of 4 microseconds plus `hash`, a keyed hash of the flow that only we can compute. When the flow is
+    /// For a flow to `peer`. RFC 6528: a clock of 4 microseconds plus `hash`, a keyed hash of the flow that only we can compute. When the flow is
     /// opened again its numbers and timestamps are beyond those of its predecessor, so that a peer in TIME-WAIT believes
     /// the SYN (RFC 6191).
-    pub fn new(hash: u64, now: Instant) -> Opening {
+    pub fn new(peer: IpAddr, hash: u64, now: Instant) -> Opening {
         let clock = (now.as_micros() / 4) as u32;
         Opening {
             iss: SeqNum((hash as u32).wrapping_add(clock)),
             ts_offset: (hash >> 32) as u32,
             path_mss: u16::MAX,
+            default_mss: default_mss(peer),
         }
     }
 }
@@ -166,7 +169,7 @@ fn agree(cfg: &TcpConfig, opening: Opening, syn: &Segment, now: Instant) -> Agre
         None => Default::default(),
     };
     Agreed {
-        peer_mss: theirs.mss.unwrap_or(DEFAULT_MSS).max(MIN_MSS),
+        peer_mss: theirs.mss.unwrap_or(opening.default_mss).max(MIN_MSS),
         snd_scale,
         rcv_scale,
         sack: cfg.sack && theirs.sack_permitted,
@@ -267,7 +270,7 @@ impl SynSent {
             Some(_) if unsaid => FastOpenFate::Lost,
             Some(_) => FastOpenFate::TextRefused,
         };
-        Some(FastOpenLesson { fate, cookie, mss: options.mss.unwrap_or(DEFAULT_MSS) })
+        Some(FastOpenLesson { fate, cookie, mss: options.mss.unwrap_or(self.opening.default_mss) })
     }
 
     pub(super) fn cfg(&self) -> &TcpConfig {

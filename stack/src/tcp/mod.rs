@@ -39,7 +39,7 @@ pub use handshake::{Opening, SynReceived, SynReceivedOutcome, SynSent, SynSentOu
 pub use info::{TcpEvents, TcpInfo};
 pub use pacing::Pacing;
 pub use path_mtus::PathMtus;
-pub use pmtu::{MtuTally, TooBig, header_len};
+pub use pmtu::{MtuTally, TooBig, default_mss, header_len};
 pub use range_set::{RangeSet, Sequence};
 pub use reassembly::Reassembly;
 pub use state::{Event, State, transition};

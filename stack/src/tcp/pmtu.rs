@@ -34,6 +34,14 @@ pub const fn header_len(peer: IpAddr) -> u16 {
     }
 }
 
+/// MSS of a peer that tells none (RFC 9293 3.7.1, MUST-15): what the least MTU of its family leaves.
+pub const fn default_mss(peer: IpAddr) -> u16 {
+    match peer {
+        IpAddr::V4(_) => 576 - header_len(peer),
+        IpAddr::V6(_) => MIN_MTU_V6 as u16 - header_len(peer),
+    }
+}
+
 /// What became of an ICMP "packet too big", each a counter of the owner.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum TooBig {

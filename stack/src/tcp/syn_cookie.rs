@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 use super::ecn::{self, EcnState};
+use super::pmtu::default_mss;
 use super::{EcnMode, Opening, SynReceived, TcpConfig};
 use crate::buf::Chain;
 use crate::rng::Rng;
@@ -37,8 +38,6 @@ const SLOTS_PER_SECRET: u64 = 32;
 /// The MSS that three bits can name, rounded down to (MUST-16): least sensible, IPv4 and IPv6 default, tunnels,
 /// Ethernet with IPv6 and IPv4, jumbo frames.
 const MSS: [u16; 8] = [216, 536, 1220, 1360, 1400, 1440, 1460, 8960];
-/// What a peer means that names none (RFC 9293 3.7.1).
-const DEFAULT_MSS: u16 = 536;
 /// The low bits of TSval: shift of the window scale or [`NO_SCALE`], SACK, and ECN of RFC 3168 (for RFC 9768 there is no room).
 const STAMP_BITS: u32 = 0x3f;
 const NO_SCALE: u32 = 0x0f;
@@ -105,7 +104,8 @@ impl CookieJar {
         now: Instant,
     ) -> Option<Segment> {
         let Options::Syn(offered) = &syn.options else { return None };
-        let wanted = offered.mss.unwrap_or(DEFAULT_MSS);
+        let default_mss = default_mss(flow.remote.addr);
+        let wanted = offered.mss.unwrap_or(default_mss);
         let mss = MSS.iter().rposition(|mss| *mss <= wanted)? as u32;
         let slot = slot(now);
         let covered = Covered { flow, irs: syn.seq, slot, mss, scale: our_scale(cfg), note };
@@ -124,8 +124,12 @@ impl CookieJar {
         };
         let val = (now.as_millis() as u32).wrapping_add(ts_offset);
         let behind = val.wrapping_sub(noted(val, &offered, ecn, cfg));
-        let opening =
-            Opening { iss, ts_offset: ts_offset.wrapping_sub(behind), path_mss: u16::MAX };
+        let opening = Opening {
+            iss,
+            ts_offset: ts_offset.wrapping_sub(behind),
+            path_mss: u16::MAX,
+            default_mss,
+        };
         let syn =
             Segment { options: Options::Syn(offered), ecn, text: Chain::new(), ..syn.clone() };
         let mut received = SynReceived::new(cfg, &syn, opening, 0, now);
@@ -173,7 +177,8 @@ impl CookieJar {
             options: Options::Syn(options),
             ..Default::default()
         };
-        let opening = Opening { iss: cookie, ts_offset, path_mss: u16::MAX };
+        let default_mss = default_mss(flow.remote.addr);
+        let opening = Opening { iss: cookie, ts_offset, path_mss: u16::MAX, default_mss };
         Some(Proven { syn, opening, slot })
     }
 

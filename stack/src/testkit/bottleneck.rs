@@ -339,8 +339,12 @@ impl Bottleneck {
     /// Adds a pair whose client connects `after` from now.
     pub fn add(&mut self, cfg: [Rc<TcpConfig>; 2], after: Duration) {
         let rng = &mut self.rng;
-        let mut draw =
-            || Opening { iss: SeqNum(rng.u32()), ts_offset: rng.u32(), path_mss: u16::MAX };
+        let mut draw = || Opening {
+            iss: SeqNum(rng.u32()),
+            ts_offset: rng.u32(),
+            path_mss: u16::MAX,
+            default_mss: 536,
+        };
         let (a, b) = (draw(), draw());
         let begins = self.now + after;
         let ends = [Stream::connect(&cfg[0], a, begins), Stream::connect(&cfg[1], b, begins)];

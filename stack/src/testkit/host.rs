@@ -105,7 +105,12 @@ impl TcpHost {
     }
 
     fn opening(&mut self) -> Opening {
-        Opening { iss: SeqNum(self.rng.u32()), ts_offset: self.rng.u32(), path_mss: u16::MAX }
+        Opening {
+            iss: SeqNum(self.rng.u32()),
+            ts_offset: self.rng.u32(),
+            path_mss: u16::MAX,
+            default_mss: 536,
+        }
     }
 
     fn begin(&mut self, flow: FlowTuple, stream: Stream, plan: Plan) -> usize {

@@ -16,7 +16,7 @@ const SIZE: usize = 5_000_000;
 const PORT: u16 = 8001;
 
 /// fd00:NETWORK::HOST. Networks 1 and 2 are the links, 9 is the server's.
-const fn v6(network: u16, host: u16) -> IpAddr {
+pub const fn v6(network: u16, host: u16) -> IpAddr {
     IpAddr::V6(Ipv6Addr::new(0xfd00, network, 0, 0, 0, 0, 0, host))
 }
 
@@ -24,7 +24,7 @@ const SERVER: IpAddr = v6(9, 2);
 
 /// Switches IPv6 on and gives a device an address, and waits until it is usable: the kernel ends even a
 /// duplicate address detection of no transmissions in its own time.
-fn give_ipv6(namespace: &Namespace, device: &str, address: IpAddr) {
+pub fn give_ipv6(namespace: &Namespace, device: &str, address: IpAddr) {
     let set = |key: &str, value: &str| {
         let key = format!("net.ipv6.conf.{device}.{key}");
         namespace.set_sysctl(&key, value).expect("the kernel has IPv6");

@@ -12,6 +12,7 @@ mod ipv6;
 mod mtu;
 mod opening;
 mod pair;
+mod pmtu;
 mod recovery;
 mod reload;
 mod signals;

@@ -16,7 +16,8 @@ use std::process::Command;
 const OF_1500: u32 = 1500 - 40 - 28 - 12;
 const OF_1300: u32 = OF_1500 - 200;
 
-fn ip(namespace: &Namespace, arguments: &[&str]) {
+/// Runs `ip`.
+pub fn ip(namespace: &Namespace, arguments: &[&str]) {
     let mut command = Command::new("ip");
     command.args(arguments);
     let output = namespace.output(command).expect("ip");

@@ -106,10 +106,18 @@ impl Net {
     /// A flow that opens now.
     pub(super) fn open(&mut self, cfg: &TcpConfig, supply: Supply) -> usize {
         let cfg = Rc::new(cfg.clone());
-        let opening =
-            Opening { iss: SeqNum(self.rng.u32()), ts_offset: self.rng.u32(), path_mss: u16::MAX };
-        let other =
-            Opening { iss: SeqNum(self.rng.u32()), ts_offset: self.rng.u32(), path_mss: u16::MAX };
+        let opening = Opening {
+            iss: SeqNum(self.rng.u32()),
+            ts_offset: self.rng.u32(),
+            path_mss: u16::MAX,
+            default_mss: 536,
+        };
+        let other = Opening {
+            iss: SeqNum(self.rng.u32()),
+            ts_offset: self.rng.u32(),
+            path_mss: u16::MAX,
+            default_mss: 536,
+        };
         self.flows.push(Flow {
             sender: Stream::connect(&cfg, opening, self.now),
             receiver: None,

@@ -21,7 +21,7 @@ const US: SeqNum = SeqNum(1000);
 const THEM: SeqNum = SeqNum(5000);
 /// Peer's MSS; no timestamps unless a test wants them, so that a segment is 1000 octets.
 const MSS: u32 = 1000;
-const OPENING: Opening = Opening { iss: ISS, ts_offset: 77, path_mss: u16::MAX };
+const OPENING: Opening = Opening { iss: ISS, ts_offset: 77, path_mss: u16::MAX, default_mss: 536 };
 
 struct Host {
     tcb: Box<Tcb>,
@@ -939,7 +939,7 @@ fn unacknowledged_syn_ack_text_is_sent_again() {
 #[test]
 fn simultaneous_open_establishes_both() {
     let now = Instant::ZERO;
-    let other = Opening { iss: IRS, ts_offset: 5, path_mss: u16::MAX };
+    let other = Opening { iss: IRS, ts_offset: 5, path_mss: u16::MAX, default_mss: 536 };
     let mut a = open(&config(), Chain::new());
     let mut b = SynSent::new(&Rc::new(config()), other, Chain::new(), now);
     let (syn_a, syn_b) = (a.poll_transmit(now).unwrap(), b.poll_transmit(now).unwrap());

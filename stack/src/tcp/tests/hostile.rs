@@ -46,7 +46,7 @@ fn step() -> impl Strategy<Value = Step> {
 fn establish(cfg: &Rc<TcpConfig>, iss: SeqNum) -> alloc::boxed::Box<Tcb> {
     let mut syn = SynSent::new(
         cfg,
-        Opening { iss, ts_offset: 9, path_mss: u16::MAX },
+        Opening { iss, ts_offset: 9, path_mss: u16::MAX, default_mss: 536 },
         Chain::new(),
         Instant::ZERO,
     );

@@ -55,7 +55,7 @@ impl Server {
     fn third_ack(&mut self, cfg: TcpConfig) -> (Stream, Segment) {
         let mut client = Stream::connect(
             &Rc::new(cfg),
-            Opening { iss: SeqNum(77), ts_offset: 5, path_mss: u16::MAX },
+            Opening { iss: SeqNum(77), ts_offset: 5, path_mss: u16::MAX, default_mss: 536 },
             self.now,
         );
         let syn = client.poll_transmit(self.now).unwrap().segment;
