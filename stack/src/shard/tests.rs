@@ -7,7 +7,7 @@ use crate::tcp::CookiePolicy;
 use crate::time::Duration;
 use crate::wire::{
     Control, Endpoint, IcmpError, MpJoin, MptcpOption, Options, Parsed, ResetReason, RxChecksum,
-    SegmentOptions, SeqNum, SynOptions, UnscaledWindow, parse,
+    SegmentOptions, SeqNum, SynOptions, Unreachable, UnscaledWindow, emit_unreachable, parse,
 };
 use alloc::vec;
 use std::collections::BTreeSet;
@@ -208,6 +208,27 @@ fn what_is_not_ours_comes_back_octet_by_octet() {
     assert_eq!(back[0].octets.to_vec(), expected);
     drop(back);
     assert_eq!(b.shard.pool.free(), 16);
+}
+
+/// In somebody else's name, too (`source = "keep"`): only what quotes a flow of ours is ours.
+#[test]
+fn an_icmp_error_is_taken_if_it_quotes_a_flow_of_ours_and_else_comes_back() {
+    let mut b = Bench::new(|config, _| config.owned.clear());
+    b.open(4000, at(0));
+    let mut hear = |client_port| {
+        let sent = flow(client_port, 80).reversed();
+        let error = emit_unreachable(Unreachable::Host, sent, SeqNum(1)).to_vec();
+        let octets = Chain::copy_from(&b.shard.pool, 0, &error).unwrap();
+        let mut rx = vec![RxPacket { octets, checksum: RxChecksum::Valid, port: 5, gso_size: 0 }];
+        b.shard.ingest(&mut rx, at(1));
+        b.sent(10, at(1));
+        let back: Vec<Vec<u8>> = b.shard.passed().map(|packet| packet.octets.to_vec()).collect();
+        (error, back, b.shard.counters().InIcmpErrors, b.shard.counters().CurrEstab)
+    };
+    let (error, back, taken, open) = hear(4001);
+    assert_eq!((back, taken, open), (vec![error], 0, 1), "somebody else's");
+    let (_, back, taken, open) = hear(4000);
+    assert_eq!((back.len(), taken, open), (0, 1, 0), "the toy ends by it");
 }
 
 #[test]

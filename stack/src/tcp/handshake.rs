@@ -37,9 +37,9 @@ pub struct Opening {
 }
 
 impl Opening {
-    /// For a flow to `peer`. RFC 6528: a clock of 4 microseconds plus `hash`, a keyed hash of the flow that only we can compute. When the flow is
-    /// opened again its numbers and timestamps are beyond those of its predecessor, so that a peer in TIME-WAIT believes
-    /// the SYN (RFC 6191).
+    /// Of a flow to `peer` (RFC 6528): a clock of 4 microseconds plus `hash`, a keyed hash of the flow that only we can
+    /// compute. When the flow is opened again its numbers and timestamps are beyond those of its predecessor, so that a
+    /// peer in TIME-WAIT believes the SYN (RFC 6191).
     pub fn new(peer: IpAddr, hash: u64, now: Instant) -> Opening {
         let clock = (now.as_micros() / 4) as u32;
         Opening {

@@ -30,7 +30,7 @@ enum Router {
 }
 
 impl Family {
-    /// Of host `host` in front of the router (0) or behind it (1).
+    /// A host's, in front of the router (0) or behind it (1).
     fn address(self, network: u8, host: u8) -> IpAddr {
         match self {
             Family::V4 => on_link(network.into(), host),
@@ -72,7 +72,7 @@ impl Setup {
         let (ours, server) = (family.address(0, 1), family.address(1, 12));
         family.give(&router, "near", near);
         family.give(&router, "far", far);
-        family.give(&net.umcp, "wan1", family.address(0, 1 + 20));
+        family.give(&net.umcp, "wan1", family.address(0, 21));
         family.give(&net.dmcp, "wan1", server);
         let (key, len, front) = match family {
             Family::V4 => ("net.ipv4.ip_forward", PREFIX_LEN, on_link(0, 0)),
