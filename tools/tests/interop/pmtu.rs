@@ -8,7 +8,7 @@ use crate::turn;
 use pcap_tests::netlink::{add_address, replace_route};
 use pcap_tests::netns::Namespace;
 use pcap_tests::topology::{PREFIX_LEN, Reference, on_link};
-use pcap_tests::traffic::{self, Amount, Direction, Transfer};
+use pcap_tests::traffic::{self, Amount, Direction, Transfer, Transport};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -27,6 +27,13 @@ enum Family {
 enum Router {
     Heard,
     Silent,
+}
+
+/// Whose address the server sees.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Source {
+    Replace,
+    Keep,
 }
 
 impl Family {
@@ -58,12 +65,12 @@ struct Setup {
     net: Reference,
     plait: Appliance,
     server: SocketAddr,
-    _router: Namespace,
+    router: Namespace,
     _scratch: Scratch,
 }
 
 impl Setup {
-    fn new(family: Family, heard: Router) -> Setup {
+    fn new(family: Family, heard: Router, source: Source) -> Setup {
         let net = Reference::build(&[]).expect("namespaces (these tests need root)");
         let router = Namespace::new("router").expect("a namespace");
         net.umcp.join("wan1", &router, "near").expect("devices");
@@ -86,24 +93,30 @@ impl Setup {
                 if family == Family::V4 { ("-4", "icmp") } else { ("-6", "ipv6-icmp") };
             ip(&router, &[which, "rule", "add", "iif", "lo", "ipproto", protocol, "blackhole"]);
         }
-        let scratch = Scratch::new(&format!("pmtu-{family:?}-{heard:?}"));
+        let scratch = Scratch::new(&format!("pmtu-{family:?}-{heard:?}-{source:?}"));
         let server = SocketAddr::new(server, PORT);
-        let plait =
-            Appliance::start(&net.umcp, "relay", &config(ours, len, near, server), &scratch);
-        Setup { net, plait, server, _router: router, _scratch: scratch }
+        let mut config = ports(ours, len, near);
+        config += &match source {
+            Source::Replace => relay(ours, server),
+            Source::Keep => KEEPING.to_owned(),
+        };
+        let plait = Appliance::start(&net.umcp, "pmtu", &config, &scratch);
+        Setup { net, plait, server, router, _scratch: scratch }
     }
 
     /// Plait sends so many octets over the narrow link; they arrive as they were.
     fn send(&mut self, octets: u64) {
         let through = Some(SocketAddr::new([192, 168, 1, 3].into(), PORT));
-        let transfer = Transfer {
-            through,
-            patience: Duration::from_secs(60),
-            ..Transfer::tcp(self.server, Direction::Up, Amount::Octets(octets))
-        };
+        let plain = Transfer::tcp(self.server, Direction::Up, Amount::Octets(octets));
+        self.transfer(Transfer { through, ..plain });
+    }
+
+    fn transfer(&mut self, transfer: Transfer) {
+        let transfer = Transfer { patience: Duration::from_secs(60), ..transfer };
         let outcome = traffic::run(&self.net.client, &self.net.dmcp, transfer).expect("a transfer");
         self.plait.check_alive();
-        assert!(outcome.intact() && outcome.received == octets, "{outcome:?}");
+        assert!(outcome.intact(), "{outcome:?}");
+        assert_eq!(Amount::Octets(outcome.received), transfer.amount);
     }
 
     fn count(&self, name: &str) -> u64 {
@@ -112,7 +125,7 @@ impl Setup {
     }
 }
 
-fn config(ours: IpAddr, len: u8, router: IpAddr, server: SocketAddr) -> String {
+fn ports(ours: IpAddr, len: u8, router: IpAddr) -> String {
     format!(
         r#"
 [[port]]
@@ -124,6 +137,13 @@ name = "wan"
 device = "wan1"
 addresses = ["{ours}/{len}"]
 gateway = "{router}"
+"#
+    )
+}
+
+fn relay(ours: IpAddr, server: SocketAddr) -> String {
+    format!(
+        r#"
 [[service]]
 mode = "relay"
 listen = "192.168.1.3:{PORT}"
@@ -135,11 +155,30 @@ source-addresses = ["{ours}"]
     )
 }
 
+/// MPTCP clients reach the server by their own addresses.
+const KEEPING: &str = r#"
+[[path]]
+address = "192.168.1.3"
+[[rule]]
+name = "mptcp-clients"
+port = "lan"
+from = "192.168.1.0/24"
+to = "10.0.2.0/24"
+action = "terminate"
+source = "keep"
+[[return]]
+port = "wan"
+to = "192.168.1.0/24"
+[convert]
+source-addresses = ["10.0.1.1"]
+preserved-sources = ["192.168.1.0/24"]
+"#;
+
 /// RFC 1191 6.4(a), RFC 8201 5.4(a): what was under way when the router spoke is sent again, and nothing else.
 fn a_router_that_says_so(family: Family) {
     const SIZE: u64 = 4_000_000;
     let _turn = turn();
-    let mut setup = Setup::new(family, Router::Heard);
+    let mut setup = Setup::new(family, Router::Heard, Source::Replace);
     setup.send(SIZE);
     assert_eq!(setup.count("PmtuReduced"), 1);
     let again = setup.count("RetransSegs");
@@ -154,7 +193,7 @@ fn a_router_that_says_so(family: Family) {
 /// RFC 4821 7.7: a path that swallows full segments without a word is found to be narrow.
 fn a_router_that_is_silent(family: Family) {
     let _turn = turn();
-    let mut setup = Setup::new(family, Router::Silent);
+    let mut setup = Setup::new(family, Router::Silent, Source::Replace);
     setup.send(300_000);
     assert_eq!(setup.count("PmtuReduced"), 0, "the router was not to be heard");
     assert_eq!(setup.count("PmtuBlackHoles"), 1);
@@ -178,4 +217,19 @@ fn a_router_without_icmp_is_a_black_hole_that_is_left_over_ipv4() {
 #[test]
 fn a_router_without_icmp_is_a_black_hole_that_is_left_over_ipv6() {
     a_router_that_is_silent(Family::V6);
+}
+
+/// What the router says goes to the client, whose address the server's side of the connection has.
+#[test]
+fn a_linux_router_is_heard_when_it_speaks_to_the_client() {
+    let _turn = turn();
+    let mut setup = Setup::new(Family::V4, Router::Heard, Source::Keep);
+    let clients = IpAddr::from([192, 168, 1, 0]);
+    for (host, gateway) in [(&setup.router, on_link(0, 21)), (&setup.net.dmcp, on_link(1, 11))] {
+        host.run(|| replace_route(clients, PREFIX_LEN, gateway)).expect("a route");
+    }
+    let plain = Transfer::tcp(setup.server, Direction::Up, Amount::Octets(1_000_000));
+    setup.transfer(Transfer { client_speaks: Transport::Mptcp, ..plain });
+    assert_eq!(setup.count("PmtuReduced"), 1);
+    assert_eq!(setup.count("PmtuBlackHoles"), 0);
 }
