@@ -138,6 +138,26 @@ impl Path {
     }
 }
 
+#[cfg(any(test, fuzzing))]
+impl Path {
+    /// Panics if it contradicts itself or the sizes that the flow sends.
+    pub(super) fn assert_invariants(&self, low: u16, ceiling: u16) {
+        assert!(
+            low <= self.high && self.high <= ceiling,
+            "{low} passes, of {} to {ceiling}",
+            self.high
+        );
+        assert!(self.believed <= MAX_BELIEVED);
+        if let Some(sounding) = self.sounding {
+            assert!(sounding.start.before(sounding.end), "an empty probe");
+            assert!(
+                low < sounding.size && sounding.size <= self.high,
+                "a probe that teaches nothing"
+            );
+        }
+    }
+}
+
 /// What a new flow begins with, of what both ends agreed on (`ceiling`) and what the path is known to carry.
 pub(super) fn initial_mss(cfg: &TcpConfig, ceiling: u16, path_mss: u16) -> u16 {
     let base = match cfg.mtu_probing {
@@ -194,8 +214,10 @@ impl Tcb {
         let mss = mtu.saturating_sub(header_len(peer).into()).min(u16::MAX.into()) as u16;
         // RFC 5927 4.1: only what is in flight can have been refused.
         let Some(size) = self.queue.size_in_flight(error.seq) else { return TooBig::OutOfWindow };
-        if mss >= size || mss < MIN_MSS {
-            return TooBig::NoNews; // RFC 1191 3(c): never to a larger one
+        let refuted = self.refutes_sounding(error.seq, mss);
+        // RFC 1191 3(c): never to a larger one, which what fell into a black hole may still be.
+        if mss >= size || mss < MIN_MSS || (mss >= self.queue.path_mss && !refuted) {
+            return TooBig::NoNews;
         }
         if let Some(path) = self.known_path_mut() {
             if path.believed >= MAX_BELIEVED {
@@ -203,7 +225,7 @@ impl Tcb {
             }
             path.believed += u8::from(path.claim.is_none());
         }
-        if self.refutes_sounding(error.seq, mss) {
+        if refuted {
             self.fail_sounding(mss, now);
             return TooBig::Believed(self.queue.path_mss);
         }
@@ -348,6 +370,8 @@ impl Tcb {
             (path.high, path.raise_at, path.believed) = (ceiling, now + RAISE, 0);
             if probing == MtuProbing::Off {
                 self.queue.path_mss = ceiling; // RFC 1191 6.3
+                let cwnd = self.congestion.cwnd().max(ceiling.into());
+                self.congestion.set_cwnd(cwnd); // never less than a segment
                 return None;
             }
         }

@@ -602,6 +602,14 @@ impl Tcb {
         if let Some((first, _)) = self.rcv.holes().and_then(|holes| holes.iter().next()) {
             assert!(self.rcv.nxt.before(first), "text in order is still out of order");
         }
-        assert!(self.congestion.cwnd() > 0);
+        // The owner's options come and go, and a segment's text with them. BBR looks at it with the next ACK.
+        let least = u32::from(self.queue.path_mss) - 40;
+        let cwnd = self.congestion.cwnd();
+        assert!(cwnd >= least || self.congestion.models_path(), "cwnd below a segment");
+        assert!(self.queue.path_mss <= self.ceiling(), "segments beyond what both ends allow");
+        assert!(self.queue.passed <= self.queue.path_mss, "more passed than is sent");
+        if let Some(path) = self.trouble.as_ref().and_then(|trouble| trouble.path.as_deref()) {
+            path.assert_invariants(self.queue.path_mss, self.ceiling());
+        }
     }
 }

@@ -5,7 +5,9 @@ use crate::buf::Chain;
 use crate::rng::Rng;
 use crate::tcp::{Opening, Stream, TcpConfig, TxSegment};
 use crate::time::{Duration, Instant, earliest};
-use crate::wire::{Control, Segment, SeqNum};
+use crate::wire::{
+    Control, Ecn, EcnFlags, Endpoint, FlowTuple, IcmpError, IcmpErrorKind, Segment, SeqNum,
+};
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -41,6 +43,14 @@ pub struct Path {
     pub duplicate: f64,
     /// Most octets of text of one super-segment that arrive together, as with GRO; 0: each segment by itself.
     pub gro: u32,
+    /// Probability that a packet that may be marked is.
+    pub mark: f64,
+    /// Probability that the ECN field of a packet is cleared, and that its TCP flags for ECN become anything.
+    pub meddle: (f64, f64),
+    /// Most octets of text and options that a segment may have; 0: any.
+    pub widest: u16,
+    /// Probability that a router says so when it drops what is longer.
+    pub router: f64,
 }
 
 impl Default for Path {
@@ -53,6 +63,10 @@ impl Default for Path {
             reorder: (0.0, Duration::ZERO),
             duplicate: 0.0,
             gro: 0,
+            mark: 0.0,
+            meddle: (0.0, 0.0),
+            widest: 0,
+            router: 1.0,
         }
     }
 }
@@ -87,6 +101,8 @@ pub struct Wire {
     pub carried: u64,
     /// As said.
     pub dropped: u64,
+    /// What routers have to say to the sender, by flow, and when it is there.
+    complaints: VecDeque<(Instant, usize, SeqNum)>,
     /// How long segments waited: time and number of segments.
     waits: Vec<(Duration, u32)>,
 }
@@ -101,7 +117,29 @@ impl Wire {
             burst: (0, Instant::ZERO),
             carried: 0,
             dropped: 0,
+            complaints: VecDeque::new(),
             waits: Vec::new(),
+        }
+    }
+
+    /// Whether a segment of `len` octets of text fits through.
+    fn fits(&self, segment: &Segment, len: u32) -> bool {
+        let stamps = if segment.options.timestamps().is_some() { 12 } else { 0 };
+        self.path.widest == 0 || len == 0 || len + stamps <= u32::from(self.path.widest)
+    }
+
+    /// What routers and middleboxes do to the bits of ECN.
+    fn meddle(&mut self, segment: &mut Segment, rng: &mut Rng) {
+        let class = segment.traffic_class;
+        if class.ecn() != Ecn::NotEct && rng.chance(self.path.mark) {
+            segment.traffic_class = class.with_ecn(Ecn::Ce);
+        }
+        let (clear, change) = self.path.meddle;
+        if rng.chance(clear) {
+            segment.traffic_class = class.with_ecn(Ecn::NotEct);
+        }
+        if rng.chance(change) {
+            segment.ecn = EcnFlags::from_ace(rng.below(8) as u8);
         }
     }
 
@@ -114,20 +152,32 @@ impl Wire {
         loop {
             let len = ahead.min(size);
             ahead -= len;
-            let fate = self.fate(len, rng, now);
+            let fate = if self.fits(&rest, len) {
+                self.fate(len, rng, now)
+            } else {
+                if rng.chance(self.path.router) {
+                    let at = now + self.path.delay;
+                    self.complaints.push_back((at, flow, rest.seq + together));
+                }
+                self.dropped += 1;
+                Fate::Lost
+            };
             if let Fate::OnTime = fate {
                 together += len;
                 if ahead > 0 && together + size <= self.path.gro {
                     continue;
                 }
-                let piece = cut(&mut rest, together);
+                let mut piece = cut(&mut rest, together);
+                self.meddle(&mut piece, rng);
                 self.arrive(flow, piece, Duration::ZERO, now);
             } else {
                 if together > 0 {
-                    let piece = cut(&mut rest, together);
+                    let mut piece = cut(&mut rest, together);
+                    self.meddle(&mut piece, rng);
                     self.arrive(flow, piece, Duration::ZERO, now);
                 }
-                let piece = cut(&mut rest, len);
+                let mut piece = cut(&mut rest, len);
+                self.meddle(&mut piece, rng);
                 if let Fate::Apart(late, copies) = fate {
                     for _ in 0..copies {
                         self.carried += 1;
@@ -211,15 +261,23 @@ impl Wire {
 
     fn next(&self) -> Option<Instant> {
         let late = self.late.first_key_value().map(|((at, _), _)| *at);
+        let late = earliest(late, self.complaints.front().map(|(at, _, _)| *at));
         earliest(self.arrivals.front().map(|arrival| arrival.at), late)
     }
 
     fn receive(&mut self, now: Instant) -> Option<Arrival> {
-        let next = self.next().filter(|at| *at <= now)?;
+        let late = self.late.first_key_value().map(|((at, _), _)| *at);
+        let next = earliest(self.arrivals.front().map(|arrival| arrival.at), late);
+        let next = next.filter(|at| *at <= now)?;
         if self.arrivals.front().is_some_and(|arrival| arrival.at == next) {
             return self.arrivals.pop_front();
         }
         self.late.pop_first().map(|(_, arrival)| arrival)
+    }
+
+    fn complaint(&mut self, now: Instant) -> Option<(usize, SeqNum)> {
+        let (_, flow, seq) = self.complaints.pop_front_if(|(at, _, _)| *at <= now)?;
+        Some((flow, seq))
     }
 
     /// How long the segments waited of which `share` waited less.
@@ -381,6 +439,26 @@ impl Bottleneck {
         }
     }
 
+    /// Routers tell the senders what was too big.
+    fn complain(&mut self) {
+        for (end, wire) in self.wires.iter_mut().enumerate() {
+            while let Some((flow, seq)) = wire.complaint(self.now) {
+                let router = Endpoint::new([10, 0, 0, 1].into(), 0);
+                let error = IcmpError {
+                    flow: FlowTuple { local: router, remote: router },
+                    seq,
+                    from: router.addr,
+                    kind: IcmpErrorKind::PacketTooBig { mtu: u32::from(wire.path.widest) + 40 },
+                };
+                if let Some(stream) = self.pairs[flow].alive().get_mut(end) {
+                    stream.on_too_big(&error, self.now);
+                }
+                self.pairs[flow].due = true;
+                self.pairs[flow].check();
+            }
+        }
+    }
+
     /// Runs to the next event; false if there is none before `until`, and it is `until`.
     pub fn step(&mut self, until: Instant) -> bool {
         self.flush();
@@ -399,6 +477,7 @@ impl Bottleneck {
                 self.pairs[flow].due = true;
             }
         }
+        self.complain();
         for pair in &mut self.pairs {
             if pair.begins <= self.now && pair.deadline().is_some_and(|at| at <= self.now) {
                 pair.alive().iter_mut().for_each(|end| end.on_deadline(self.now));

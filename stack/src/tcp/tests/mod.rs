@@ -5,6 +5,7 @@ mod bbr;
 mod bottleneck;
 mod conversations;
 mod hostile;
+mod knobs;
 mod pacing;
 mod recovery;
 mod simulation;
