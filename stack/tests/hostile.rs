@@ -8,16 +8,18 @@ use stack::mcp::{Action, Bridge, McpConfig, RemoteMcp, Rule, Service, SourceMode
 use stack::mptcp::{Key, LocalAddress, MptcpConfig, key};
 use stack::rng::Rng;
 use stack::shard::{Shard, ShardConfig};
-use stack::tcp::{CloseReason, TcpConfig};
-use stack::testkit::packet::{MPTCP, TcpPacket};
+use stack::tcp::{
+    Algorithm, CloseReason, CookiePolicy, EcnMode, FastOpenRoles, MtuProbing, Pacing, TcpConfig,
+};
+use stack::testkit::packet::{MPTCP, TcpPacket, too_big};
 use stack::testkit::reference::{Topology, Transfer};
 use stack::testkit::{Link, Pass};
 use stack::time::{Duration, Instant};
 use stack::wire::{
-    AddAddr, AddressIds, Control, DataAck, Dsn, Dss, DssDsn, DssMapping, Endpoint, FlowTuple,
-    MpCapable, MpFastclose, MpJoin, MptcpOption, Options, Parsed, Prefix, ResetReason, RxChecksum,
-    RxPacket, SackBlock, Segment, SegmentOptions, SeqNum, SynOptions, Timestamps, TxPacket,
-    UnscaledWindow, emit, parse,
+    AddAddr, AddressIds, Control, DataAck, Dsn, Dss, DssDsn, DssMapping, EcnFlags, Endpoint,
+    FastOpen, FastOpenCookie, FastOpenKind, FlowTuple, MpCapable, MpFastclose, MpJoin, MptcpOption,
+    Options, Parsed, Prefix, ResetReason, RxChecksum, RxPacket, SackBlock, Segment, SegmentOptions,
+    SeqNum, SynOptions, Timestamps, TrafficClass, TxPacket, UnscaledWindow, emit, parse,
 };
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -35,9 +37,32 @@ fn end(text: &str) -> Endpoint {
     text.parse::<std::net::SocketAddr>().map(|a| Endpoint::new(a.ip(), a.port())).unwrap()
 }
 
+/// Whatever can be switched.
+fn tcp_config(rng: &mut Rng) -> TcpConfig {
+    let mut pick = |n: u32| rng.below(n) as usize;
+    TcpConfig {
+        receive_buffer: 1 << 18,
+        send_buffer: 1 << 18,
+        congestion: [Algorithm::NewReno, Algorithm::Cubic, Algorithm::Bbr][pick(3)],
+        pacing: [Pacing::Auto, Pacing::On, Pacing::Off][pick(3)],
+        ecn: [EcnMode::Off, EcnMode::Accept, EcnMode::On, EcnMode::Accurate][pick(4)],
+        abe: pick(2) == 0,
+        timestamps: pick(4) > 0,
+        sack: pick(4) > 0,
+        nagle: pick(4) == 0,
+        mtu_probing: [MtuProbing::Off, MtuProbing::BlackHole, MtuProbing::Always][pick(3)],
+        base_mss: [88, 536, 1024, 1460][pick(4)],
+        fast_open: FastOpenRoles { client: pick(2) == 0, server: pick(2) == 0 },
+        fast_open_pending: [0, 3, 256][pick(3)],
+        syn_cookies: [CookiePolicy::Off, CookiePolicy::Auto, CookiePolicy::Always][pick(3)],
+        keepalive: [None, Some(Duration::from_millis(300))][pick(2)],
+        ..TcpConfig::default()
+    }
+}
+
 /// A uMCP (rules, relay) and a dMCP (explicit service) in one.
-fn config(checksum: bool) -> McpConfig {
-    let tcp = TcpConfig { receive_buffer: 1 << 18, send_buffer: 1 << 18, ..TcpConfig::default() };
+fn config(checksum: bool, rng: &mut Rng) -> McpConfig {
+    let tcp = tcp_config(rng);
     let address = |text: &str| LocalAddress {
         addr: addr(text),
         signal: true,
@@ -119,6 +144,8 @@ struct Attack {
     now: Instant,
     flows: BTreeMap<FlowTuple, Known>,
     tokens: Vec<u64>,
+    /// The last that the shard gave.
+    cookie: Option<FastOpenCookie>,
     /// By the shard's port.
     keys: BTreeMap<u16, u64>,
     tx: Vec<TxPacket>,
@@ -133,7 +160,7 @@ impl Attack {
         Attack {
             shard: Shard::new(
                 shard,
-                config(seed.is_multiple_of(2)),
+                config(seed.is_multiple_of(2), &mut Rng::from_number(seed ^ 0xc0f)),
                 pool.clone(),
                 Rng::from_number(seed),
             ),
@@ -143,6 +170,7 @@ impl Attack {
             now: Instant::from_millis(1_000),
             flows: BTreeMap::new(),
             tokens: vec![],
+            cookie: None,
             keys: BTreeMap::new(),
             tx: vec![],
             injected: 0,
@@ -252,6 +280,40 @@ impl Attack {
         (0..len).map(|_| self.rng.u32() as u8).collect()
     }
 
+    /// No option, one that asks, one that the shard gave to somebody, or one that nobody did.
+    fn fast_open(&mut self) -> Option<FastOpen> {
+        let forged = FastOpenCookie::new(&self.rng.u64().to_be_bytes());
+        let kind = self.pick(&[FastOpenKind::Assigned, FastOpenKind::Experimental]);
+        let ask = Some(FastOpen { cookie: None, kind });
+        let own = self.cookie.map(|cookie| FastOpen { cookie: Some(cookie), kind });
+        let forged = Some(FastOpen { cookie: forged, kind });
+        self.pick(&[None, None, ask, own, own, forged])
+    }
+
+    /// ECN bits of both headers, mostly none.
+    fn ecn(&mut self) -> (EcnFlags, TrafficClass) {
+        let drawn = (self.rng.below(8) as u8, self.rng.below(256) as u8);
+        let (ace, class) = self.pick(&[(0, 0), (0, 0), (3, 0), (7, 0), drawn]);
+        (EcnFlags::from_ace(ace), TrafficClass(class))
+    }
+
+    /// A router complains about a segment that the shard sent, or did not send.
+    fn complain(&mut self, flow: FlowTuple, known: &Known) {
+        let text = self.chain(&[0; 600]);
+        let seq = self.near(known.seq);
+        let back = self.rng.below(3000);
+        let seq = SeqNum(self.pick(&[seq, seq.wrapping_sub(back)]));
+        let options = Options::Segment(SegmentOptions::default());
+        let segment = Segment { seq, text, options, ..Default::default() };
+        let octets = emit(flow, &segment, 0).to_vec();
+        let any = self.rng.below(1600);
+        let mtu = self.pick(&[any, any, 0, 552, 68, u32::from(u16::MAX)]);
+        drop(segment);
+        if let Some(error) = too_big(addr("10.0.1.9"), &octets, mtu) {
+            self.inject(&error);
+        }
+    }
+
     /// A SYN that could open something.
     fn syn(&mut self) -> (FlowTuple, Segment) {
         let to = self.pick(&[
@@ -287,6 +349,9 @@ impl Attack {
             timestamps: self.pick(&[None, Some(Timestamps { val: 1, ecr: 0 })]),
             ..SynOptions::default()
         };
+        if options.timestamps.is_none() {
+            options.fast_open = self.fast_open(); // else there is no room for it beside MPTCP
+        }
         let mut text = vec![];
         match self.rng.below(4) {
             0 => {}
@@ -315,6 +380,7 @@ impl Attack {
             }
             text.extend(self.text(200));
         }
+        let (ecn, traffic_class) = self.ecn();
         let segment = Segment {
             seq: SeqNum(self.rng.u32()),
             ack: None,
@@ -323,7 +389,8 @@ impl Attack {
             window: UnscaledWindow(self.pick(&[0, 1, 100, u16::MAX])),
             options: Options::Syn(options),
             text: self.chain(&text),
-            ..Default::default()
+            ecn,
+            traffic_class,
         };
         (FlowTuple { local: end(to), remote: from }, segment)
     }
@@ -386,6 +453,7 @@ impl Attack {
         }
         let text = self.chain(&text);
         let ack = (!self.chance(30)).then_some(SeqNum(ack));
+        let (ecn, traffic_class) = self.ecn();
         Segment {
             seq: SeqNum(seq),
             ack,
@@ -394,7 +462,8 @@ impl Attack {
             window,
             options,
             text,
-            ..Default::default()
+            ecn,
+            traffic_class,
         }
     }
 
@@ -477,6 +546,10 @@ impl Attack {
         if let Some(ack) = segment.ack {
             known.ack = ack.0;
         }
+        if let Options::Syn(options) = &segment.options {
+            let cookie = options.fast_open.and_then(|option| option.cookie);
+            self.cookie = cookie.or(self.cookie);
+        }
         let timestamps = match &segment.options {
             Options::Syn(options) => options.timestamps,
             Options::Segment(options) => options.timestamps,
@@ -511,6 +584,9 @@ impl Attack {
         } else {
             let flow = self.pick(&flows);
             let known = self.flows[&flow].clone();
+            if self.chance(20) {
+                self.complain(flow, &known);
+            }
             let segment = self.segment(flow, &known);
             (flow, self.echo(&known, segment))
         };

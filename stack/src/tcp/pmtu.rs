@@ -324,10 +324,17 @@ impl Tcb {
         if largest >= sounding.size {
             path.sounding = None;
             path.tally.success += 1;
-            (self.queue.path_mss, self.queue.passed) = (sounding.size, sounding.size);
+            self.queue.passed = sounding.size;
+            self.widen(sounding.size);
         } else if sounding.end.at_or_before(una) {
             path.sounding = None; // it arrived in smaller pieces
         }
+    }
+
+    /// Segments of up to `mss` from now on; the window holds at least one, also right after a timeout.
+    fn widen(&mut self, mss: u16) {
+        self.queue.path_mss = mss;
+        self.congestion.set_cwnd(self.congestion.cwnd().max(mss.into()));
     }
 
     /// A retransmission timeout (RFC 4821 7.6.3, 7.7).
@@ -369,9 +376,7 @@ impl Tcb {
         if path.raise_at <= now && path.high < ceiling {
             (path.high, path.raise_at, path.believed) = (ceiling, now + RAISE, 0);
             if probing == MtuProbing::Off {
-                self.queue.path_mss = ceiling; // RFC 1191 6.3
-                let cwnd = self.congestion.cwnd().max(ceiling.into());
-                self.congestion.set_cwnd(cwnd); // never less than a segment
+                self.widen(ceiling); // RFC 1191 6.3
                 return None;
             }
         }

@@ -276,8 +276,8 @@ impl Wire {
     }
 
     fn complaint(&mut self, now: Instant) -> Option<(usize, SeqNum)> {
-        let (_, flow, seq) = self.complaints.pop_front_if(|(at, _, _)| *at <= now)?;
-        Some((flow, seq))
+        self.complaints.front().filter(|(at, _, _)| *at <= now)?;
+        self.complaints.pop_front().map(|(_, flow, seq)| (flow, seq))
     }
 
     /// How long the segments waited of which `share` waited less.

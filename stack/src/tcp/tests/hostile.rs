@@ -76,12 +76,7 @@ fn step() -> impl Strategy<Value = Step> {
 fn establish(cfg: &Rc<TcpConfig>, iss: SeqNum, hello: &Hello) -> alloc::boxed::Box<Tcb> {
     let mut syn = SynSent::new(
         cfg,
-        Opening {
-            iss,
-            ts_offset: hello.ts_offset,
-            path_mss: hello.path_mss,
-            default_mss: 536,
-        },
+        Opening { iss, ts_offset: hello.ts_offset, path_mss: hello.path_mss, default_mss: 536 },
         Chain::new(),
         Instant::ZERO,
     );
