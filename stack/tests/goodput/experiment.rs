@@ -14,6 +14,7 @@ pub type Sender = fn(&mut TcpConfig);
 
 pub const NEWRENO: Sender = |cfg| cfg.congestion = Algorithm::NewReno;
 pub const CUBIC: Sender = |cfg| cfg.congestion = Algorithm::Cubic;
+pub const BBR: Sender = |cfg| cfg.congestion = Algorithm::Bbr;
 pub const PACED_CUBIC: Sender = |cfg| {
     (cfg.congestion, cfg.pacing) = (Algorithm::Cubic, Pacing::On);
 };

@@ -15,7 +15,7 @@ use std::{fs, thread};
 
 /// What is compared. A new congestion control is one line.
 const ALGORITHMS: &[(&str, Sender)] =
-    &[("NewReno", NEWRENO), ("CUBIC", CUBIC), ("CUBIC, paced", PACED_CUBIC)];
+    &[("NewReno", NEWRENO), ("CUBIC", CUBIC), ("CUBIC, paced", PACED_CUBIC), ("BBR", BBR)];
 
 /// Bits per second.
 const RATES: [(&str, u64); 4] = [
