@@ -629,7 +629,7 @@ impl Attack {
 fn a_peer_that_makes_things_up_does_no_harm() {
     let mut sum = stack::shard::Counters::default();
     let mut mptcp = stack::mptcp::MptcpCounters::default();
-    let base = stack::testkit::seed(1);
+    let base = stack::testkit::seed(100);
     for seed in base..base + rounds() {
         let _seed = Told(seed);
         let mut attack = Attack::new(seed);
@@ -644,10 +644,6 @@ fn a_peer_that_makes_things_up_does_no_harm() {
     assert!(sum.PassiveOpens > 100 && sum.ActiveOpens > 100 && sum.ConvertEstab > 0);
     assert!(sum.InCsumErrors > 0 && sum.InTruncated > 0 && sum.InBadHeader > 0, "{sum:?}");
     let m = mptcp;
-    eprintln!(
-        "XX ack {} bad {} rx {} rej {}",
-        m.MPJoinAckRx, m.MPJoinAckHMacFailure, m.MPJoinSynRx, m.MPJoinRejected
-    );
     assert!(m.MPCapableACKRX > 0 && m.MPJoinAckRx > 0 && m.MPFastcloseRx > 0, "{m:?}");
     assert!(m.DSSNotMatching > 0 && m.DataCsumErr > 0 && m.AddAddr > 0, "{m:?}");
 }

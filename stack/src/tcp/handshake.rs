@@ -5,7 +5,7 @@ use super::ecn::{self, EcnState};
 use super::output::plain;
 use super::pmtu::default_mss;
 use super::rtt::{INITIAL_RTO, Rtt};
-use super::tcb::{AckOwed, Agreed, MIN_MSS, Stamps, Start};
+use super::tcb::{AckOwed, Agreed, Challenges, MIN_MSS, Stamps, Start};
 use super::{
     CloseReason, FastOpenFate, FastOpenGrant, FastOpenLesson, FastOpenTry, Label, Proven, Tcb,
     TcpConfig, TxSegment, reset_reply,
@@ -13,12 +13,13 @@ use super::{
 use crate::buf::Chain;
 use crate::time::{Duration, Instant};
 use crate::wire::{
-    Control, Ecn, FastOpen, MptcpOptions, Options, Segment, SeqNum, SynOptions, Timestamps,
-    UnscaledWindow, WindowScale, WindowSize,
+    Control, Ecn, FastOpen, MptcpOptions, Options, Segment, SegmentOptions, SeqNum, SynOptions,
+    Timestamps, UnscaledWindow, WindowScale, WindowSize,
 };
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use core::net::IpAddr;
+use core::ops::ControlFlow::{self, Break, Continue};
 
 /// Octets of options in a segment.
 const OPTION_SPACE: u8 = 40;
@@ -43,7 +44,7 @@ impl Opening {
     pub fn new(peer: IpAddr, hash: u64, now: Instant) -> Opening {
         let clock = (now.as_micros() / 4) as u32;
         Opening {
-            iss: SeqNum((hash as u32).wrapping_add(clock)),
+            iss: SeqNum((hash as u32).wrapping_add(clock)), // MUST-8, MUST-9
             ts_offset: (hash >> 32) as u32,
             path_mss: u16::MAX,
             default_mss: default_mss(peer),
@@ -57,17 +58,19 @@ struct Attempt {
     /// A transmission is due at the next poll.
     owed: bool,
     retries: u8,
+    /// Transmissions, also those that a repeated SYN asked for.
+    sent: u8,
     last_sent: Option<Instant>,
 }
 
 impl Attempt {
     fn new() -> Attempt {
-        Attempt { owed: true, retries: 0, last_sent: None }
+        Attempt { owed: true, retries: 0, sent: 0, last_sent: None }
     }
 
     /// One that was made and answered without us.
     fn over() -> Attempt {
-        Attempt { owed: false, retries: 0, last_sent: None }
+        Attempt { owed: false, retries: 0, sent: 0, last_sent: None }
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -91,6 +94,7 @@ impl Attempt {
     fn take(&mut self, now: Instant) -> bool {
         if self.owed {
             self.last_sent = Some(now);
+            self.sent = self.sent.saturating_add(1);
         }
         core::mem::replace(&mut self.owed, false)
     }
@@ -99,9 +103,9 @@ impl Attempt {
     fn rtt(&self, now: Instant) -> Rtt {
         let mut rtt = Rtt::new();
         match self.last_sent {
-            Some(at) if self.retries == 0 => rtt.on_sample(now.since(at), now),
-            Some(_) => rtt.on_syn_timeout(),
-            None => {}
+            Some(at) if self.sent == 1 => rtt.on_sample(now.since(at), now),
+            _ if self.retries > 0 => rtt.on_syn_timeout(),
+            _ => {} // MUST-18
         }
         rtt
     }
@@ -335,6 +339,7 @@ impl SynSent {
         let mut text = core::mem::take(&mut self.text);
         text.append(self.first.take().map(|first| first.text).unwrap_or_default());
         received.answer(text, now);
+        received.origin = Origin::Active;
         SynSentOutcome::Simultaneous(Box::new(received))
     }
 
@@ -405,7 +410,25 @@ pub struct SynReceived {
     /// For the SYN/ACK, the first time (RFC 7413 4.2.2(c)).
     fast_open: Option<Box<FastOpen>>,
     answer: Answer,
-    challenge: bool,
+    origin: Origin,
+    retort: Retort,
+    challenges: Challenges,
+}
+
+/// Who opened (MUST-11): a peer that refuses ends both, but only one of them was tried by our user.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Origin {
+    Passive,
+    /// A SYN crossed ours.
+    Active,
+}
+
+/// What is owed to a segment that has no place here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Retort {
+    Nothing,
+    Ack,
+    Reset(SeqNum),
 }
 
 /// What a segment did to a [`SynReceived`].
@@ -440,7 +463,9 @@ impl SynReceived {
             scaling: matches!(&syn.options, Options::Syn(o) if o.window_scale.is_some()),
             fast_open: None,
             answer: Answer::Held,
-            challenge: false,
+            origin: Origin::Passive,
+            retort: Retort::Nothing,
+            challenges: Challenges::default(),
         }
     }
 
@@ -506,29 +531,100 @@ impl SynReceived {
 
     /// Processes one arriving segment (RFC 9293 3.10.7.4 for SYN-RECEIVED). Poll afterwards.
     pub fn on_segment(&mut self, seg: &Segment, now: Instant) -> SynReceivedOutcome {
-        if seg.control == Control::Rst {
-            return self.on_reset(seg);
+        let Answer::Accepted { attempt, .. } = &mut self.answer else {
+            return match self.is_exact_reset(seg) {
+                true => SynReceivedOutcome::Closed(CloseReason::Reset),
+                false => SynReceivedOutcome::Nothing,
+            };
+        };
+        let again = seg.control == Control::Syn && seg.seq == self.irs;
+        if again && seg.ack.is_none() {
+            attempt.owed = true; // the SYN/ACK was lost
+            return SynReceivedOutcome::Nothing;
         }
+        match self.check(seg, again, now) {
+            Continue(()) => self.establish(now),
+            Break(outcome) => outcome,
+        }
+    }
+
+    /// The RFC's order. `again`: the other side's SYN/ACK in a simultaneous open, whose SYN was processed already.
+    fn check(
+        &mut self,
+        seg: &Segment,
+        again: bool,
+        now: Instant,
+    ) -> ControlFlow<SynReceivedOutcome> {
+        if !again {
+            self.check_sequence(seg, now)?; // first
+            self.check_rst(seg, now)?; // second
+            if seg.control == Control::Syn {
+                return self.challenge(now); // fourth; RFC 5961 4.2
+            }
+        }
+        // Fifth.
+        let Some(ack) = seg.ack else { return Break(SynReceivedOutcome::Nothing) };
+        if self.opening.iss.before(ack) && ack.at_or_before(self.nxt()) {
+            return Continue(());
+        }
+        self.retort = Retort::Reset(ack);
+        Break(SynReceivedOutcome::Nothing)
+    }
+
+    fn check_sequence(&mut self, seg: &Segment, now: Instant) -> ControlFlow<SynReceivedOutcome> {
+        let (nxt, edge) = (self.rcv_nxt, self.rcv_nxt + u32::from(syn_window(&self.cfg).0));
+        let last = seg.seq + seg.len().saturating_sub(1);
+        let inside = seg.seq.within(nxt, edge) || last.within(nxt, edge);
+        let old = match (self.agreed.timestamps, seg.options.timestamps()) {
+            (Some(stamps), Some(ts)) => (ts.val.wrapping_sub(stamps.recent) as i32) < 0,
+            _ => false,
+        };
+        match seg.control {
+            Control::Rst if inside => Continue(()),
+            Control::Rst => Break(SynReceivedOutcome::Nothing),
+            _ if inside && !old => Continue(()),
+            _ => self.challenge(now),
+        }
+    }
+
+    /// RFC 5961 3.2 applies here too: only the exact sequence number counts.
+    fn check_rst(&mut self, seg: &Segment, now: Instant) -> ControlFlow<SynReceivedOutcome> {
+        if seg.control != Control::Rst {
+            return Continue(());
+        }
+        if !self.is_exact_reset(seg) {
+            return self.challenge(now);
+        }
+        Break(SynReceivedOutcome::Closed(match self.origin {
+            Origin::Passive => CloseReason::Reset,
+            Origin::Active => CloseReason::Refused,
+        }))
+    }
+
+    fn is_exact_reset(&self, seg: &Segment) -> bool {
+        seg.control == Control::Rst && (seg.seq == self.rcv_nxt || seg.seq == self.syn_end)
+    }
+
+    fn challenge(&mut self, now: Instant) -> ControlFlow<SynReceivedOutcome> {
+        if self.challenges.allow(now) {
+            self.retort = Retort::Ack;
+        }
+        Break(SynReceivedOutcome::Nothing)
+    }
+
+    /// SND.NXT.
+    fn nxt(&self) -> SeqNum {
+        let text = match &self.answer {
+            Answer::Accepted { text, .. } => text.len(),
+            Answer::Held | Answer::Refused { .. } => 0,
+        };
+        self.opening.iss + 1 + text
+    }
+
+    fn establish(&mut self, now: Instant) -> SynReceivedOutcome {
         let Answer::Accepted { text, attempt } = &mut self.answer else {
             return SynReceivedOutcome::Nothing;
         };
-        let our_nxt = self.opening.iss + 1 + text.len();
-        let ack = match (seg.control, seg.ack) {
-            // The SYN again: the SYN/ACK was lost.
-            (Control::Syn, None) if seg.seq == self.irs => {
-                attempt.owed = true;
-                return SynReceivedOutcome::Nothing;
-            }
-            // Simultaneous open: the other side's SYN/ACK.
-            (Control::Syn, Some(ack)) if seg.seq == self.irs => ack,
-            (Control::None | Control::Fin, Some(ack)) => ack,
-            _ => return SynReceivedOutcome::Nothing,
-        };
-        if !self.opening.iss.before(ack) || our_nxt.before(ack) {
-            self.challenge = true; // RFC 9293 3.10.7.4 fifth: answered with a RST at SEG.ACK
-            self.syn_end = ack;
-            return SynReceivedOutcome::Nothing;
-        }
         let start = Start {
             agreed: self.agreed.clone(),
             una: self.opening.iss + 1,
@@ -544,20 +640,32 @@ impl SynReceived {
         SynReceivedOutcome::Established(Box::new(Tcb::new(&self.cfg, start, now)))
     }
 
-    /// RFC 5961 3.2 applies here too: only the exact sequence number counts.
-    fn on_reset(&mut self, seg: &Segment) -> SynReceivedOutcome {
-        let exact = seg.seq == self.rcv_nxt || seg.seq == self.syn_end;
-        if exact {
-            SynReceivedOutcome::Closed(CloseReason::Reset)
-        } else {
-            SynReceivedOutcome::Nothing
+    /// What a segment that has no place here calls for.
+    fn retort(&mut self, now: Instant) -> Option<TxSegment> {
+        match core::mem::replace(&mut self.retort, Retort::Nothing) {
+            Retort::Nothing => None,
+            Retort::Reset(seq) => Some(plain(reset(seq, None), OPTION_SPACE)),
+            Retort::Ack => {
+                let timestamps = self
+                    .agreed
+                    .timestamps
+                    .map(|ts| Timestamps { val: ts.val(now), ecr: ts.recent });
+                let mut segment = reset(self.nxt(), Some(self.rcv_nxt));
+                segment.control = Control::None;
+                segment.window =
+                    WindowSize(u32::from(syn_window(&self.cfg).0)).unscale(self.agreed.rcv_scale);
+                segment.options =
+                    Options::Segment(SegmentOptions { timestamps, ..Default::default() });
+                let room = if timestamps.is_some() { OPTION_SPACE - 12 } else { OPTION_SPACE };
+                Some(plain(segment, room))
+            }
         }
     }
 
     /// The SYN/ACK when it is due, the RST, or the answer to a wrong segment.
     pub fn poll_transmit(&mut self, now: Instant) -> Option<TxSegment> {
-        if core::mem::replace(&mut self.challenge, false) {
-            return Some(plain(reset(self.syn_end, None), OPTION_SPACE));
+        if let Some(retort) = self.retort(now) {
+            return Some(retort);
         }
         match &mut self.answer {
             Answer::Held => None,

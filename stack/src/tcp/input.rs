@@ -47,7 +47,7 @@ impl Tcb {
         arrival: &mut Arrival,
     ) -> ControlFlow<Stop> {
         self.check_paws(&seg, now)?;
-        self.check_sequence(&seg)?; // first
+        self.check_sequence(&seg, now)?; // first
         self.check_rst(&seg, now)?; // second
         self.check_syn(&seg, now)?; // fourth
         self.check_ack(&seg, now, arrival)?; // fifth
@@ -70,7 +70,7 @@ impl Tcb {
     }
 
     /// Acceptability (RFC 9293 3.10.7.4, table 6), by the largest right edge ever offered.
-    fn check_sequence(&mut self, seg: &Segment) -> ControlFlow<Stop> {
+    fn check_sequence(&mut self, seg: &Segment, now: Instant) -> ControlFlow<Stop> {
         let (nxt, edge) = (self.rcv.nxt, self.rcv.edge);
         let first_in = seg.seq.within(nxt, edge);
         let acceptable = match (seg.len(), edge.saturating_since(nxt)) {
@@ -84,6 +84,13 @@ impl Tcb {
         }
         if seg.control == Control::Rst {
             return Break(Stop::Silent(Why::ResetOutsideWindow));
+        }
+        if seg.control == Control::Syn {
+            return Break(self.challenge(Why::Syn, now)); // RFC 5961 4.2: wherever it lies
+        }
+        if seg.is_empty() {
+            // Two ends that disagree must not answer each other's ACKs for ever (RFC 5961 7).
+            return Break(self.challenge(Why::OutsideWindow, now));
         }
         self.note_duplicate(seg);
         Break(Stop::Ack(Why::OutsideWindow))
@@ -166,12 +173,13 @@ impl Tcb {
         Continue(())
     }
 
-    /// RFC 7323 4.3. Whether the stamp is younger than all before.
+    /// RFC 7323 4.3; RFC 7323 5.5: what is too old to compare with is replaced. Whether the stamp is younger than all before.
     fn update_ts_recent(&mut self, seg: &Segment, now: Instant) -> bool {
         let before = self.agreed.timestamps.map(|stamps| stamps.recent);
         if let (Some(stamps), Some(ts)) = (&mut self.agreed.timestamps, seg.options.timestamps())
             && seg.seq.at_or_before(self.rcv.last_ack_sent)
-            && (ts.val.wrapping_sub(stamps.recent) as i32) >= 0
+            && ((ts.val.wrapping_sub(stamps.recent) as i32) >= 0
+                || now.since(stamps.recent_at) >= TS_RECENT_LIFETIME)
         {
             (stamps.recent, stamps.recent_at) = (ts.val, now);
         }
@@ -295,7 +303,7 @@ impl Tcb {
             // A sender that has used up its window waits for us, and takes silence for a loss.
             let stopped = self.rcv.advertised.saturating_since(end) < u32::from(self.rcv.mss);
             if quick || stopped || self.rcv.unacked > u32::from(self.rcv.mss) {
-                self.owe_ack_now(); // MUST-58: every second full segment
+                self.owe_ack_now(); // SHLD-19: every second full segment
             } else if self.ack == AckOwed::None {
                 (self.ack, self.ack_at) = (AckOwed::Delayed, now + self.cfg.delayed_ack);
             }
@@ -331,7 +339,7 @@ impl Tcb {
     fn check_fin(&mut self, seg: &Segment, arrival: &mut Arrival) {
         if seg.control == Control::Fin && self.rcv.fin.is_none() {
             let end = self.rcv.holes().and_then(|holes| holes.end());
-            let beyond = end.is_some_and(|end| seg.seq.before(end));
+            let beyond = seg.seq.before(end.unwrap_or(self.rcv.nxt));
             if beyond || !self.state.can_receive() {
                 return; // text was seen after it: not a FIN that can be true
             }

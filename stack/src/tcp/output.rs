@@ -30,7 +30,7 @@ impl Tcb {
     pub fn poll_transmit(&mut self, now: Instant, room: OptionRoom) -> Option<TxSegment> {
         self.room = room;
         if core::mem::replace(&mut self.reset, Reset::No) == Reset::Owed {
-            return Some(self.reset_segment());
+            return Some(self.reset_segment(now));
         }
         if self.state == State::Closed {
             return None;
@@ -52,6 +52,7 @@ impl Tcb {
         if tx.is_some() {
             return tx;
         }
+        // MUST-58, MUST-59: one ACK for all that was processed since the last poll.
         if self.ack == AckOwed::Now || self.window_update_due() {
             return Some(self.ack_segment(self.queue.nxt(), now));
         }
@@ -187,19 +188,20 @@ impl Tcb {
             let half = wnd > 0 && self.queue.flight() == 0 && wnd >= self.snd.max / 2;
             return half.then(|| self.send_new(wnd, now));
         }
-        if self.holds_for_nagle(usable, mss) {
+        let usable = self.let_out_by_nagle(usable, mss);
+        if usable == 0 {
             return None;
         }
         let n = self.portion(usable, self.cwnd_room(), mss)?;
         Some(self.send_new(self.queue.cut_before(n, mss), now))
     }
 
-    /// RFC 9293 3.7.4: at most one small segment in flight.
-    fn holds_for_nagle(&self, n: u32, mss: u32) -> bool {
-        self.cfg.nagle
-            && n < mss
-            && self.queue.flight() > 0
-            && !matches!(self.queue.fin(), Fin::Queued)
+    /// SHLD-7: while something is in flight, or goes before it, a small segment waits.
+    fn let_out_by_nagle(&self, n: u32, mss: u32) -> u32 {
+        let waits = self.cfg.nagle
+            && (n > mss || self.queue.flight() > 0)
+            && !matches!(self.queue.fin(), Fin::Queued);
+        if waits { n / mss * mss } else { n }
     }
 
     fn poll_fin(&mut self, now: Instant) -> Option<TxSegment> {
@@ -337,15 +339,18 @@ impl Tcb {
         blocks
     }
 
+    /// RFC 7323 3.2: once agreed upon, in every segment.
+    fn timestamps(&self, now: Instant) -> Option<Timestamps> {
+        let stamps = self.agreed.timestamps?;
+        Some(Timestamps { val: stamps.val(now), ecr: stamps.recent })
+    }
+
     /// A segment that acknowledges all there is.
     fn segment(&mut self, seq: SeqNum, control: Control, now: Instant) -> Segment {
         self.ack = AckOwed::None;
         self.rcv.unacked = 0;
         self.rcv.last_ack_sent = self.rcv.nxt;
-        let timestamps = self
-            .agreed
-            .timestamps
-            .map(|stamps| Timestamps { val: stamps.val(now), ecr: stamps.recent });
+        let timestamps = self.timestamps(now);
         Segment {
             seq,
             ack: Some(self.rcv.nxt),
@@ -374,18 +379,19 @@ impl Tcb {
     }
 
     /// RFC 9293 3.10.5: at SND.NXT, so that the peer believes it (RFC 5961 3.2 asks for RCV.NXT).
-    fn reset_segment(&mut self) -> TxSegment {
+    fn reset_segment(&mut self, now: Instant) -> TxSegment {
+        let timestamps = self.timestamps(now); // RFC 7323 3.2
         let segment = Segment {
             seq: self.queue.nxt(),
             ack: Some(self.rcv.nxt),
             control: Control::Rst,
             push: false,
             window: UnscaledWindow(0),
-            options: Options::Segment(SegmentOptions::default()),
+            options: Options::Segment(SegmentOptions { timestamps, ..Default::default() }),
             text: Chain::new(),
             ..Default::default()
         };
-        plain(segment, OPTION_SPACE as u8)
+        plain(segment, (OPTION_SPACE - self.stamps_len()) as u8)
     }
 }
 

@@ -70,11 +70,15 @@ impl TimeWait {
     /// Whether a SYN may open a new incarnation already: its sequence number, or its timestamp, is beyond all that the
     /// old one used (RFC 9293 MAY-2, RFC 6191).
     pub fn admits(&self, syn: &Segment) -> bool {
+        let beyond = self.rcv_nxt.before(syn.seq);
         let newer = match (self.timestamps, syn.options.timestamps()) {
-            (Some((_, recent)), Some(ts)) => (ts.val.wrapping_sub(recent) as i32) > 0,
-            _ => false,
+            (Some((_, recent)), Some(ts)) => match ts.val.wrapping_sub(recent) as i32 {
+                0 => beyond,
+                ahead => ahead > 0, // RFC 6191 2: an older timestamp is an old SYN, whatever its number
+            },
+            _ => beyond,
         };
-        syn.control == Control::Syn && (newer || self.rcv_nxt.before(syn.seq))
+        syn.control == Control::Syn && newer
     }
 
     /// Whether 2 MSL have passed.
