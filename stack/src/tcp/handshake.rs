@@ -5,7 +5,7 @@ use super::ecn::{self, EcnState};
 use super::output::plain;
 use super::pmtu::default_mss;
 use super::rtt::{INITIAL_RTO, Rtt};
-use super::tcb::{AckOwed, Agreed, Challenges, MIN_MSS, Stamps, Start};
+use super::tcb::{AckOwed, Agreed, MIN_MSS, Stamps, Start};
 use super::{
     CloseReason, FastOpenFate, FastOpenGrant, FastOpenLesson, FastOpenTry, Label, Proven, Tcb,
     TcpConfig, TxSegment, reset_reply,
@@ -23,6 +23,8 @@ use core::ops::ControlFlow::{self, Break, Continue};
 
 /// Octets of options in a segment.
 const OPTION_SPACE: u8 = 40;
+/// Challenge ACKs in SYN-RECEIVED.
+const MAX_CHALLENGES: u8 = 10;
 
 /// Numbers that the caller draws for a new flow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -60,17 +62,28 @@ struct Attempt {
     retries: u8,
     /// Transmissions, also those that a repeated SYN asked for.
     sent: u8,
+    /// Challenge ACKs so far.
+    challenges: u8,
+    /// The last ACK of what was never sent: where its RST goes.
+    wrong_ack: SeqNum,
     last_sent: Option<Instant>,
 }
 
 impl Attempt {
     fn new() -> Attempt {
-        Attempt { owed: true, retries: 0, sent: 0, last_sent: None }
+        Attempt {
+            owed: true,
+            retries: 0,
+            sent: 0,
+            challenges: 0,
+            wrong_ack: SeqNum(0),
+            last_sent: None,
+        }
     }
 
     /// One that was made and answered without us.
     fn over() -> Attempt {
-        Attempt { owed: false, retries: 0, sent: 0, last_sent: None }
+        Attempt { owed: false, ..Attempt::new() }
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -412,7 +425,6 @@ pub struct SynReceived {
     answer: Answer,
     origin: Origin,
     retort: Retort,
-    challenges: Challenges,
 }
 
 /// Who opened (MUST-11): a peer that refuses ends both, but only one of them was tried by our user.
@@ -428,7 +440,8 @@ enum Origin {
 enum Retort {
     Nothing,
     Ack,
-    Reset(SeqNum),
+    /// At `wrong_ack` of the attempt.
+    Reset,
 }
 
 /// What a segment did to a [`SynReceived`].
@@ -465,7 +478,6 @@ impl SynReceived {
             answer: Answer::Held,
             origin: Origin::Passive,
             retort: Retort::Nothing,
-            challenges: Challenges::default(),
         }
     }
 
@@ -542,24 +554,19 @@ impl SynReceived {
             attempt.owed = true; // the SYN/ACK was lost
             return SynReceivedOutcome::Nothing;
         }
-        match self.check(seg, again, now) {
+        match self.check(seg, again) {
             Continue(()) => self.establish(now),
             Break(outcome) => outcome,
         }
     }
 
     /// The RFC's order. `again`: the other side's SYN/ACK in a simultaneous open, whose SYN was processed already.
-    fn check(
-        &mut self,
-        seg: &Segment,
-        again: bool,
-        now: Instant,
-    ) -> ControlFlow<SynReceivedOutcome> {
+    fn check(&mut self, seg: &Segment, again: bool) -> ControlFlow<SynReceivedOutcome> {
         if !again {
-            self.check_sequence(seg, now)?; // first
-            self.check_rst(seg, now)?; // second
+            self.check_sequence(seg)?; // first
+            self.check_rst(seg)?; // second
             if seg.control == Control::Syn {
-                return self.challenge(now); // fourth; RFC 5961 4.2
+                return self.challenge(); // fourth; RFC 5961 4.2
             }
         }
         // Fifth.
@@ -567,11 +574,13 @@ impl SynReceived {
         if self.opening.iss.before(ack) && ack.at_or_before(self.nxt()) {
             return Continue(());
         }
-        self.retort = Retort::Reset(ack);
+        if let Answer::Accepted { attempt, .. } = &mut self.answer {
+            (attempt.wrong_ack, self.retort) = (ack, Retort::Reset);
+        }
         Break(SynReceivedOutcome::Nothing)
     }
 
-    fn check_sequence(&mut self, seg: &Segment, now: Instant) -> ControlFlow<SynReceivedOutcome> {
+    fn check_sequence(&mut self, seg: &Segment) -> ControlFlow<SynReceivedOutcome> {
         let (nxt, edge) = (self.rcv_nxt, self.rcv_nxt + u32::from(syn_window(&self.cfg).0));
         let last = seg.seq + seg.len().saturating_sub(1);
         let inside = seg.seq.within(nxt, edge) || last.within(nxt, edge);
@@ -583,17 +592,17 @@ impl SynReceived {
             Control::Rst if inside => Continue(()),
             Control::Rst => Break(SynReceivedOutcome::Nothing),
             _ if inside && !old => Continue(()),
-            _ => self.challenge(now),
+            _ => self.challenge(),
         }
     }
 
     /// RFC 5961 3.2 applies here too: only the exact sequence number counts.
-    fn check_rst(&mut self, seg: &Segment, now: Instant) -> ControlFlow<SynReceivedOutcome> {
+    fn check_rst(&mut self, seg: &Segment) -> ControlFlow<SynReceivedOutcome> {
         if seg.control != Control::Rst {
             return Continue(());
         }
         if !self.is_exact_reset(seg) {
-            return self.challenge(now);
+            return self.challenge();
         }
         Break(SynReceivedOutcome::Closed(match self.origin {
             Origin::Passive => CloseReason::Reset,
@@ -605,8 +614,12 @@ impl SynReceived {
         seg.control == Control::Rst && (seg.seq == self.rcv_nxt || seg.seq == self.syn_end)
     }
 
-    fn challenge(&mut self, now: Instant) -> ControlFlow<SynReceivedOutcome> {
-        if self.challenges.allow(now) {
+    /// RFC 5961 7: at most ten in a handshake.
+    fn challenge(&mut self) -> ControlFlow<SynReceivedOutcome> {
+        if let Answer::Accepted { attempt, .. } = &mut self.answer
+            && attempt.challenges < MAX_CHALLENGES
+        {
+            attempt.challenges += 1;
             self.retort = Retort::Ack;
         }
         Break(SynReceivedOutcome::Nothing)
@@ -644,7 +657,12 @@ impl SynReceived {
     fn retort(&mut self, now: Instant) -> Option<TxSegment> {
         match core::mem::replace(&mut self.retort, Retort::Nothing) {
             Retort::Nothing => None,
-            Retort::Reset(seq) => Some(plain(reset(seq, None), OPTION_SPACE)),
+            Retort::Reset => match &self.answer {
+                Answer::Accepted { attempt, .. } => {
+                    Some(plain(reset(attempt.wrong_ack, None), OPTION_SPACE))
+                }
+                Answer::Held | Answer::Refused { .. } => None,
+            },
             Retort::Ack => {
                 let timestamps = self
                     .agreed
