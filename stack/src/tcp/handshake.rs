@@ -1,30 +1,28 @@
-//! The handshake, both ways: before a [`Tcb`] exists (RFC 9293 3.5, 3.10.7.3).
+//! The handshake: what SYNs say, and SYN-SENT (RFC 9293 3.5, 3.10.7.3).
 #![forbid(unsafe_code)]
 
 use super::ecn::{self, EcnState};
 use super::output::plain;
 use super::pmtu::default_mss;
 use super::rtt::{INITIAL_RTO, Rtt};
+use super::syn_received::Origin;
 use super::tcb::{AckOwed, Agreed, MIN_MSS, Stamps, Start};
 use super::{
-    CloseReason, FastOpenFate, FastOpenGrant, FastOpenLesson, FastOpenTry, Label, Proven, Tcb,
-    TcpConfig, TxSegment, reset_reply,
+    CloseReason, FastOpenFate, FastOpenLesson, FastOpenTry, Label, SynReceived, Tcb, TcpConfig,
+    TxSegment, reset_reply,
 };
 use crate::buf::Chain;
 use crate::time::{Duration, Instant};
 use crate::wire::{
-    Control, Ecn, FastOpen, MptcpOptions, Options, Segment, SegmentOptions, SeqNum, SynOptions,
-    Timestamps, UnscaledWindow, WindowScale, WindowSize,
+    Control, FastOpen, MptcpOptions, Options, Segment, SeqNum, SynOptions, Timestamps,
+    UnscaledWindow, WindowScale, WindowSize,
 };
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use core::net::IpAddr;
-use core::ops::ControlFlow::{self, Break, Continue};
 
 /// Octets of options in a segment.
-const OPTION_SPACE: u8 = 40;
-/// Challenge ACKs in SYN-RECEIVED.
-const MAX_CHALLENGES: u8 = 10;
+pub(super) const OPTION_SPACE: u8 = 40;
 
 /// Numbers that the caller draws for a new flow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,21 +54,21 @@ impl Opening {
 
 /// Our SYN or SYN/ACK on its way: sent, repeated with doubled patience, given up.
 #[derive(Debug)]
-struct Attempt {
+pub(super) struct Attempt {
     /// A transmission is due at the next poll.
-    owed: bool,
-    retries: u8,
+    pub(super) owed: bool,
+    pub(super) retries: u8,
     /// Transmissions, also those that a repeated SYN asked for.
-    sent: u8,
+    pub(super) sent: u8,
     /// Challenge ACKs so far.
-    challenges: u8,
+    pub(super) challenges: u8,
     /// The last ACK of what was never sent: where its RST goes.
-    wrong_ack: SeqNum,
-    last_sent: Option<Instant>,
+    pub(super) wrong_ack: SeqNum,
+    pub(super) last_sent: Option<Instant>,
 }
 
 impl Attempt {
-    fn new() -> Attempt {
+    pub(super) fn new() -> Attempt {
         Attempt {
             owed: true,
             retries: 0,
@@ -82,16 +80,16 @@ impl Attempt {
     }
 
     /// One that was made and answered without us.
-    fn over() -> Attempt {
+    pub(super) fn over() -> Attempt {
         Attempt { owed: false, ..Attempt::new() }
     }
 
-    fn deadline(&self) -> Option<Instant> {
+    pub(super) fn deadline(&self) -> Option<Instant> {
         let patience = INITIAL_RTO.saturating_mul(1 << self.retries.min(16));
         self.last_sent.map(|at| at + patience)
     }
 
-    fn on_deadline(&mut self, cfg: &TcpConfig, now: Instant) -> Option<CloseReason> {
+    pub(super) fn on_deadline(&mut self, cfg: &TcpConfig, now: Instant) -> Option<CloseReason> {
         if self.deadline().is_none_or(|at| at > now) {
             return None;
         }
@@ -104,7 +102,7 @@ impl Attempt {
     }
 
     /// Whether it is due now; counts it as sent.
-    fn take(&mut self, now: Instant) -> bool {
+    pub(super) fn take(&mut self, now: Instant) -> bool {
         if self.owed {
             self.last_sent = Some(now);
             self.sent = self.sent.saturating_add(1);
@@ -113,7 +111,7 @@ impl Attempt {
     }
 
     /// The estimator to begin with: one measurement, unless it is not known which transmission was answered.
-    fn rtt(&self, now: Instant) -> Rtt {
+    pub(super) fn rtt(&self, now: Instant) -> Rtt {
         let mut rtt = Rtt::new();
         match self.last_sent {
             Some(at) if self.sent == 1 => rtt.on_sample(now.since(at), now),
@@ -124,7 +122,7 @@ impl Attempt {
     }
 }
 
-fn our_syn(cfg: &TcpConfig) -> SynOptions {
+pub(super) fn our_syn(cfg: &TcpConfig) -> SynOptions {
     SynOptions {
         mss: Some(cfg.mss),
         window_scale: Some(WindowScale::for_window(cfg.receive_buffer).shift()),
@@ -136,11 +134,11 @@ fn our_syn(cfg: &TcpConfig) -> SynOptions {
 }
 
 /// The window of a SYN is never scaled (RFC 7323 2.2).
-fn syn_window(cfg: &TcpConfig) -> UnscaledWindow {
+pub(super) fn syn_window(cfg: &TcpConfig) -> UnscaledWindow {
     WindowSize(cfg.receive_buffer).unscale(WindowScale::new(0))
 }
 
-fn syn_segment(
+pub(super) fn syn_segment(
     cfg: &TcpConfig,
     seq: SeqNum,
     ack: Option<SeqNum>,
@@ -175,7 +173,7 @@ fn syn_options_len(options: &SynOptions) -> u8 {
 }
 
 /// What both SYNs say together.
-fn agree(cfg: &TcpConfig, opening: Opening, syn: &Segment, now: Instant) -> Agreed {
+pub(super) fn agree(cfg: &TcpConfig, opening: Opening, syn: &Segment, now: Instant) -> Agreed {
     let none = SynOptions::default();
     let theirs = match &syn.options {
         Options::Syn(options) => options,
@@ -391,353 +389,6 @@ impl SynSent {
     /// Retransmits, or gives up.
     pub fn on_deadline(&mut self, now: Instant) -> Option<CloseReason> {
         self.attempt.on_deadline(&self.cfg, now)
-    }
-}
-
-/// What a [`SynReceived`] is about to do.
-#[derive(Debug)]
-enum Answer {
-    /// Waits for its owner; duplicates of the SYN are ignored (SPEC T30).
-    Held,
-    /// The SYN/ACK with its text.
-    Accepted { text: Chain, attempt: Attempt },
-    /// A RST is owed, or was sent: at `seq` once a SYN/ACK may have taken numbers from the peer's window.
-    Refused { owed: bool, seq: SeqNum },
-}
-
-/// SYN-RECEIVED: silent until it is answered or refused.
-#[derive(Debug)]
-pub struct SynReceived {
-    cfg: Rc<TcpConfig>,
-    opening: Opening,
-    irs: SeqNum,
-    agreed: Agreed,
-    /// RCV.NXT, and the end of all the SYN carried.
-    rcv_nxt: SeqNum,
-    syn_end: SeqNum,
-    window: WindowSize,
-    /// What the SYN was marked with.
-    syn_ecn: Ecn,
-    /// Both ends offer scaling, so ours is in the SYN/ACK.
-    scaling: bool,
-    /// For the SYN/ACK, the first time (RFC 7413 4.2.2(c)).
-    fast_open: Option<Box<FastOpen>>,
-    answer: Answer,
-    origin: Origin,
-    retort: Retort,
-}
-
-/// Who opened (MUST-11): a peer that refuses ends both, but only one of them was tried by our user.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Origin {
-    Passive,
-    /// A SYN crossed ours.
-    Active,
-}
-
-/// What is owed to a segment that has no place here.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Retort {
-    Nothing,
-    Ack,
-    /// At `wrong_ack` of the attempt.
-    Reset,
-}
-
-/// What a segment did to a [`SynReceived`].
-#[derive(Debug)]
-pub enum SynReceivedOutcome {
-    /// Nothing that matters to the owner.
-    Nothing,
-    /// Established: feed the same segment to the [`Tcb`]. Text of the SYN/ACK that it does not acknowledge is in flight.
-    Established(Box<Tcb>),
-    /// Over.
-    Closed(CloseReason),
-}
-
-impl SynReceived {
-    /// Holds `syn`, of whose text the first `accept_text` octets are taken (by the owner) and will be acknowledged.
-    pub fn new(
-        cfg: &Rc<TcpConfig>,
-        syn: &Segment,
-        opening: Opening,
-        accept_text: u32,
-        now: Instant,
-    ) -> SynReceived {
-        SynReceived {
-            cfg: cfg.clone(),
-            opening,
-            irs: syn.seq,
-            agreed: agree(cfg, opening, syn, now),
-            rcv_nxt: syn.seq + 1 + accept_text.min(syn.text.len()),
-            syn_end: syn.seq + syn.len(),
-            window: syn.window.scale(WindowScale::new(0)),
-            syn_ecn: syn.traffic_class.ecn(),
-            scaling: matches!(&syn.options, Options::Syn(o) if o.window_scale.is_some()),
-            fast_open: None,
-            answer: Answer::Held,
-            origin: Origin::Passive,
-            retort: Retort::Nothing,
-        }
-    }
-
-    /// As [`SynReceived::new`], answering as `grant` says.
-    pub fn with_fast_open(
-        cfg: &Rc<TcpConfig>,
-        syn: &Segment,
-        opening: Opening,
-        grant: FastOpenGrant,
-        now: Instant,
-    ) -> SynReceived {
-        let mut received = SynReceived::new(cfg, syn, opening, grant.text, now);
-        received.fast_open = grant.option.map(Box::new);
-        received
-    }
-
-    /// The flow whose third segment returned a cookie: feed it that segment next.
-    pub fn proven(cfg: &Rc<TcpConfig>, proven: &Proven, now: Instant) -> SynReceived {
-        let mut received = SynReceived::new(cfg, &proven.syn, proven.opening, 0, now);
-        received.answer = Answer::Accepted { text: Chain::new(), attempt: Attempt::over() };
-        received
-    }
-
-    pub(super) fn cfg(&self) -> &TcpConfig {
-        &self.cfg
-    }
-
-    /// ISS.
-    pub fn iss(&self) -> SeqNum {
-        self.opening.iss
-    }
-
-    /// How often the SYN/ACK was sent again.
-    pub fn retries(&self) -> u8 {
-        match &self.answer {
-            Answer::Accepted { attempt, .. } => attempt.retries,
-            Answer::Held | Answer::Refused { .. } => 0,
-        }
-    }
-
-    /// IRS.
-    pub fn irs(&self) -> SeqNum {
-        self.irs
-    }
-
-    /// Lets the SYN/ACK go, with `text` in it. Only the first answer counts.
-    pub fn answer(&mut self, text: Chain, _now: Instant) {
-        if matches!(self.answer, Answer::Held) {
-            self.answer = Answer::Accepted { text, attempt: Attempt::new() };
-        }
-    }
-
-    /// The next poll yields RST and ACK.
-    pub fn refuse(&mut self) {
-        let seq = match &self.answer {
-            Answer::Held => SeqNum(0), // RFC 9293 3.10.7.1: nothing of ours is known yet
-            // RFC 5961 3.2: elsewhere than at SND.NXT it would not end what the SYN/ACK began.
-            Answer::Accepted { text, .. } => self.opening.iss + 1 + text.len(),
-            Answer::Refused { .. } => return,
-        };
-        self.answer = Answer::Refused { owed: true, seq };
-    }
-
-    /// Processes one arriving segment (RFC 9293 3.10.7.4 for SYN-RECEIVED). Poll afterwards.
-    pub fn on_segment(&mut self, seg: &Segment, now: Instant) -> SynReceivedOutcome {
-        let Answer::Accepted { attempt, .. } = &mut self.answer else {
-            return match self.is_exact_reset(seg) {
-                true => SynReceivedOutcome::Closed(CloseReason::Reset),
-                false => SynReceivedOutcome::Nothing,
-            };
-        };
-        let again = seg.control == Control::Syn && seg.seq == self.irs;
-        if again && seg.ack.is_none() {
-            attempt.owed = true; // the SYN/ACK was lost
-            return SynReceivedOutcome::Nothing;
-        }
-        match self.check(seg, again) {
-            Continue(()) => self.establish(now),
-            Break(outcome) => outcome,
-        }
-    }
-
-    /// The RFC's order. `again`: the other side's SYN/ACK in a simultaneous open, whose SYN was processed already.
-    fn check(&mut self, seg: &Segment, again: bool) -> ControlFlow<SynReceivedOutcome> {
-        if !again {
-            self.check_sequence(seg)?; // first
-            self.check_rst(seg)?; // second
-            if seg.control == Control::Syn {
-                return self.challenge(); // fourth; RFC 5961 4.2
-            }
-        }
-        // Fifth.
-        let Some(ack) = seg.ack else { return Break(SynReceivedOutcome::Nothing) };
-        if self.opening.iss.before(ack) && ack.at_or_before(self.nxt()) {
-            return Continue(());
-        }
-        if let Answer::Accepted { attempt, .. } = &mut self.answer {
-            (attempt.wrong_ack, self.retort) = (ack, Retort::Reset);
-        }
-        Break(SynReceivedOutcome::Nothing)
-    }
-
-    fn check_sequence(&mut self, seg: &Segment) -> ControlFlow<SynReceivedOutcome> {
-        let (nxt, edge) = (self.rcv_nxt, self.rcv_nxt + u32::from(syn_window(&self.cfg).0));
-        let last = seg.seq + seg.len().saturating_sub(1);
-        let inside = seg.seq.within(nxt, edge) || last.within(nxt, edge);
-        let old = match (self.agreed.timestamps, seg.options.timestamps()) {
-            (Some(stamps), Some(ts)) => (ts.val.wrapping_sub(stamps.recent) as i32) < 0,
-            _ => false,
-        };
-        match seg.control {
-            Control::Rst if inside => Continue(()),
-            Control::Rst => Break(SynReceivedOutcome::Nothing),
-            _ if inside && !old => Continue(()),
-            _ => self.challenge(),
-        }
-    }
-
-    /// RFC 5961 3.2 applies here too: only the exact sequence number counts.
-    fn check_rst(&mut self, seg: &Segment) -> ControlFlow<SynReceivedOutcome> {
-        if seg.control != Control::Rst {
-            return Continue(());
-        }
-        if !self.is_exact_reset(seg) {
-            return self.challenge();
-        }
-        Break(SynReceivedOutcome::Closed(match self.origin {
-            Origin::Passive => CloseReason::Reset,
-            Origin::Active => CloseReason::Refused,
-        }))
-    }
-
-    fn is_exact_reset(&self, seg: &Segment) -> bool {
-        seg.control == Control::Rst && (seg.seq == self.rcv_nxt || seg.seq == self.syn_end)
-    }
-
-    /// RFC 5961 7: at most ten in a handshake.
-    fn challenge(&mut self) -> ControlFlow<SynReceivedOutcome> {
-        if let Answer::Accepted { attempt, .. } = &mut self.answer
-            && attempt.challenges < MAX_CHALLENGES
-        {
-            attempt.challenges += 1;
-            self.retort = Retort::Ack;
-        }
-        Break(SynReceivedOutcome::Nothing)
-    }
-
-    /// SND.NXT.
-    fn nxt(&self) -> SeqNum {
-        let text = match &self.answer {
-            Answer::Accepted { text, .. } => text.len(),
-            Answer::Held | Answer::Refused { .. } => 0,
-        };
-        self.opening.iss + 1 + text
-    }
-
-    fn establish(&mut self, now: Instant) -> SynReceivedOutcome {
-        let Answer::Accepted { text, attempt } = &mut self.answer else {
-            return SynReceivedOutcome::Nothing;
-        };
-        let start = Start {
-            agreed: self.agreed.clone(),
-            una: self.opening.iss + 1,
-            in_flight: core::mem::take(text),
-            rcv_nxt: self.rcv_nxt,
-            snd_wnd: self.window,
-            wl1: self.irs,
-            offered: u32::from(syn_window(&self.cfg).0),
-            rtt: attempt.rtt(now),
-            path_mss: self.opening.path_mss,
-            ack: AckOwed::None,
-        };
-        SynReceivedOutcome::Established(Box::new(Tcb::new(&self.cfg, start, now)))
-    }
-
-    /// What a segment that has no place here calls for.
-    fn retort(&mut self, now: Instant) -> Option<TxSegment> {
-        match core::mem::replace(&mut self.retort, Retort::Nothing) {
-            Retort::Nothing => None,
-            Retort::Reset => match &self.answer {
-                Answer::Accepted { attempt, .. } => {
-                    Some(plain(reset(attempt.wrong_ack, None), OPTION_SPACE))
-                }
-                Answer::Held | Answer::Refused { .. } => None,
-            },
-            Retort::Ack => {
-                let timestamps = self
-                    .agreed
-                    .timestamps
-                    .map(|ts| Timestamps { val: ts.val(now), ecr: ts.recent });
-                let mut segment = reset(self.nxt(), Some(self.rcv_nxt));
-                segment.control = Control::None;
-                segment.window =
-                    WindowSize(u32::from(syn_window(&self.cfg).0)).unscale(self.agreed.rcv_scale);
-                segment.options =
-                    Options::Segment(SegmentOptions { timestamps, ..Default::default() });
-                let room = if timestamps.is_some() { OPTION_SPACE - 12 } else { OPTION_SPACE };
-                Some(plain(segment, room))
-            }
-        }
-    }
-
-    /// The SYN/ACK when it is due, the RST, or the answer to a wrong segment.
-    pub fn poll_transmit(&mut self, now: Instant) -> Option<TxSegment> {
-        if let Some(retort) = self.retort(now) {
-            return Some(retort);
-        }
-        match &mut self.answer {
-            Answer::Held => None,
-            Answer::Refused { owed, seq } => core::mem::replace(owed, false)
-                .then(|| plain(reset(*seq, Some(self.syn_end)), OPTION_SPACE)),
-            Answer::Accepted { text, attempt } => {
-                if !attempt.take(now) {
-                    return None;
-                }
-                let mut options = our_syn(&self.cfg);
-                options.window_scale = options.window_scale.filter(|_| self.scaling);
-                options.sack_permitted = self.agreed.sack;
-                options.timestamps = self
-                    .agreed
-                    .timestamps
-                    .map(|ts| Timestamps { val: ts.val(now), ecr: ts.recent });
-                options.fast_open = self.fast_open.take().map(|option| *option);
-                let again = attempt.retries > 0;
-                let ack = Some(self.rcv_nxt);
-                let iss = self.opening.iss;
-                let mut tx = syn_segment(&self.cfg, iss, ack, options, text.clone(), again);
-                tx.segment.ecn = self.agreed.ecn.syn_ack_flags(self.syn_ecn);
-                Some(tx)
-            }
-        }
-    }
-
-    /// When [`SynReceived::on_deadline`] wants to be called; never while held.
-    pub fn deadline(&self) -> Option<Instant> {
-        match &self.answer {
-            Answer::Accepted { attempt, .. } => attempt.deadline(),
-            _ => None,
-        }
-    }
-
-    /// Retransmits, or gives up.
-    pub fn on_deadline(&mut self, now: Instant) -> Option<CloseReason> {
-        match &mut self.answer {
-            Answer::Accepted { attempt, .. } => attempt.on_deadline(&self.cfg, now),
-            _ => None,
-        }
-    }
-}
-
-fn reset(seq: SeqNum, ack: Option<SeqNum>) -> Segment {
-    Segment {
-        seq,
-        ack,
-        control: Control::Rst,
-        push: false,
-        window: UnscaledWindow(0),
-        options: Options::Segment(Default::default()),
-        text: Chain::new(),
-        ..Default::default()
     }
 }
 

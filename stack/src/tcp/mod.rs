@@ -24,6 +24,7 @@ mod send_queue;
 mod state;
 mod stream;
 mod syn_cookie;
+mod syn_received;
 mod tcb;
 mod time_wait;
 mod timer;
@@ -35,7 +36,7 @@ pub use fast_open::{
     CookieVerdict, FastOpenCache, FastOpenFate, FastOpenGrant, FastOpenLesson, FastOpenRoles,
     FastOpenSecret, FastOpenTry,
 };
-pub use handshake::{Opening, SynReceived, SynReceivedOutcome, SynSent, SynSentOutcome};
+pub use handshake::{Opening, SynSent, SynSentOutcome};
 pub use info::{TcpEvents, TcpInfo};
 pub use pacing::Pacing;
 pub use path_mtus::PathMtus;
@@ -45,6 +46,7 @@ pub use reassembly::Reassembly;
 pub use state::{Event, State, transition};
 pub use stream::{Phase, Stream};
 pub use syn_cookie::{CookieJar, CookiePolicy, Proven};
+pub use syn_received::{SynReceived, SynReceivedOutcome};
 pub use tcb::Tcb;
 pub use time_wait::{TimeWait, reset_reply};
 pub use values::{Arrival, CloseReason, Label, OptionRoom, Stop, TxSegment, Why};
