@@ -367,3 +367,226 @@ fn mix(x: u64) -> u64 {
     let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::rate::Departure;
+    use super::super::{Delivery, Lost};
+    use super::*;
+    use crate::wire::SeqNum;
+    use alloc::collections::VecDeque;
+    use alloc::vec::Vec;
+
+    const MSS: u32 = 1_000;
+    const RTT: Duration = Duration::from_millis(40);
+
+    /// One flow over a path of a rate and a round trip, in steps of a millisecond.
+    struct Path {
+        bbr: Bbr,
+        cwnd: u32,
+        now: Instant,
+        /// Octets a millisecond.
+        rate: u32,
+        /// Most that the application has for a millisecond.
+        supply: u32,
+        number: u64,
+        inflight: u32,
+        free_at: Instant,
+        flight: VecDeque<(u64, u32, Instant, Instant)>,
+        states: Vec<State>,
+    }
+
+    impl Path {
+        fn new(rate: u32) -> Path {
+            let now = Instant::from_millis(1_000);
+            let first = Departure { now, number: 1, octets: 0, inflight: 0, after_gap: false };
+            Path {
+                bbr: Bbr::new(&first, MSS, Some(RTT), Sack::Agreed),
+                cwnd: 10 * MSS,
+                now,
+                rate,
+                supply: u32::MAX,
+                number: 0,
+                inflight: 0,
+                free_at: now,
+                flight: VecDeque::new(),
+                states: Vec::from([State::Startup]),
+            }
+        }
+
+        fn run(&mut self, ms: u32) {
+            for _ in 0..ms {
+                self.step();
+            }
+        }
+
+        fn run_until(&mut self, state: State) {
+            for _ in 0..20_000 {
+                if self.bbr.state == state {
+                    return;
+                }
+                self.step();
+            }
+            panic!("never in {state:?}: {:?}", self.states);
+        }
+
+        fn step(&mut self) {
+            self.now += Duration::from_millis(1);
+            while let Some((number, octets, sent_at, at)) = self.flight.front().copied()
+                && at <= self.now
+            {
+                self.flight.pop_front();
+                self.inflight -= octets;
+                let ack = Delivery {
+                    now: self.now,
+                    octets,
+                    newest: number,
+                    oldest: self.flight.front().map(|f| f.0),
+                    sample: Some(self.now.since(sent_at)),
+                    inflight: self.inflight,
+                    mss: MSS,
+                    limited: if self.inflight + octets + MSS > self.cwnd {
+                        Limited::ByCwnd
+                    } else {
+                        Limited::ByApplication
+                    },
+                    recovering: false,
+                };
+                self.cwnd = self.bbr.on_ack(self.cwnd, &ack);
+                if self.states.last() != Some(&self.bbr.state) {
+                    self.states.push(self.bbr.state);
+                }
+            }
+            let paced = (self.bbr.pacing_rate() / 1_000) as u32;
+            let octets = paced.min(self.supply).min(self.cwnd.saturating_sub(self.inflight));
+            if octets > 0 {
+                self.send(octets, paced > self.supply);
+            }
+        }
+
+        fn send(&mut self, octets: u32, after_gap: bool) {
+            self.number += 1;
+            self.inflight += octets;
+            let (now, number, inflight) = (self.now, self.number, self.inflight);
+            let departure = Departure { now, number, octets, inflight, after_gap };
+            self.cwnd = self.bbr.on_sent(departure, self.cwnd);
+            let time = u64::from(octets) * 1_000_000 / u64::from(self.rate);
+            self.free_at = self.free_at.max(now) + Duration::from_nanos(time);
+            self.flight.push_back((number, octets, now, self.free_at + RTT));
+        }
+
+        /// The oldest transmission is lost.
+        fn lose(&mut self) {
+            let Some((number, octets, ..)) = self.flight.pop_front() else { return };
+            self.inflight -= octets;
+            let seq = SeqNum(number as u32 * 100_000);
+            self.bbr.on_lost(Lost { now: self.now, number, seq, octets }, self.cwnd);
+        }
+    }
+
+    #[test]
+    fn gains_by_state() {
+        let rows = [
+            (State::Startup, 2.77, 2.0),
+            (State::Drain, 0.5, 2.0),
+            (State::Down, 0.9, 2.0),
+            (State::Cruise, 1.0, 2.0),
+            (State::Refill, 1.0, 2.0),
+            (State::Up, 1.25, 2.25),
+            (State::ProbeRtt, 1.0, 0.5),
+        ];
+        for (state, pacing, cwnd) in rows {
+            assert_eq!((state.pacing_gain(), state.cwnd_gain()), (pacing, cwnd), "{state:?}");
+        }
+    }
+
+    #[test]
+    fn a_flow_starts_drains_and_goes_round_the_cycle() {
+        let mut path = Path::new(1_250);
+        path.run(6_500);
+        use State::{Cruise, Down, Drain, Refill, Startup, Up};
+        // Drain leaves nothing for the first DOWN to do.
+        let expected = [Startup, Drain, Cruise, Refill, Up, Down, Cruise];
+        assert_eq!(path.states[..7], expected, "{:?}", path.states);
+        let bw = path.bbr.bw as f64 / 1_250_000.0;
+        assert!((0.97..1.03).contains(&bw), "{bw}");
+        assert_eq!(path.bbr.min_rtt.map(|rtt| rtt.as_millis() / 2), Some(20));
+    }
+
+    #[test]
+    fn three_rounds_without_a_quarter_more_end_startup() {
+        let mut path = Path::new(1_250);
+        path.run_until(State::Drain);
+        assert_eq!((path.bbr.full.count, path.bbr.full.reached), (3, true));
+        assert!(path.now < Instant::from_millis(1_000 + 40 * 14), "{:?}", path.now);
+    }
+
+    #[test]
+    fn a_slow_application_stays_in_startup_and_keeps_its_pacing_rate() {
+        let mut path = Path::new(1_250);
+        path.supply = 50;
+        let rate = path.bbr.pacing_rate();
+        path.run(4_000);
+        assert_eq!(path.states, [State::Startup]);
+        assert!(path.bbr.is_app_limited());
+        assert_eq!(path.bbr.pacing_rate(), rate);
+    }
+
+    #[test]
+    fn the_round_trip_is_probed_after_five_seconds_and_the_window_comes_back() {
+        let mut path = Path::new(1_250);
+        path.run(2_000);
+        path.run_until(State::ProbeRtt);
+        let (at, cwnd) = (path.now, path.bbr.restored_cwnd(0));
+        path.run(10);
+        assert!(path.cwnd <= 50_000 / 2 + 2 * MSS, "half the pipe: {}", path.cwnd);
+        path.run_until(State::Cruise);
+        let took = path.now.since(at).as_millis();
+        assert!((200..360).contains(&took), "{took} ms");
+        assert!(path.cwnd + 10 * MSS >= cwnd.min(2 * 50_000), "{} of {cwnd}", path.cwnd);
+    }
+
+    #[test]
+    fn too_much_loss_while_probing_bounds_what_is_in_flight() {
+        let mut path = Path::new(1_250);
+        path.run_until(State::Up);
+        path.run(30);
+        assert_eq!(path.bbr.inflight_longterm, u32::MAX);
+        path.lose();
+        assert_eq!((path.bbr.state, path.bbr.probe.too_high), (State::Down, true));
+        assert!((35_000..100_000).contains(&path.bbr.inflight_longterm));
+        // The loss was none: the bound goes, and the probe begins again.
+        path.cwnd = path.bbr.on_spurious(path.cwnd);
+        assert_eq!((path.bbr.state, path.bbr.inflight_longterm), (State::Refill, u32::MAX));
+    }
+
+    #[test]
+    fn one_loss_in_a_hundred_changes_nothing() {
+        let mut path = Path::new(1_250);
+        path.run_until(State::Cruise);
+        for _ in 0..10 {
+            path.run(100);
+            let (number, ..) = path.flight[0];
+            let seq = SeqNum(number as u32 * 100_000);
+            path.bbr.on_lost(Lost { now: path.now, number, seq, octets: 500 }, path.cwnd);
+        }
+        assert_eq!(path.bbr.inflight_longterm, u32::MAX);
+        assert_eq!((path.bbr.bw_shortterm, path.bbr.inflight_shortterm), (u64::MAX, u32::MAX));
+    }
+
+    /// RFC 3168 6.1.2: a mark counts as congestion whatever was lost.
+    #[test]
+    fn a_mark_slows_the_flow_down_for_the_cycle() {
+        let mut path = Path::new(1_250);
+        path.run_until(State::Cruise);
+        path.bbr.on_marked(path.cwnd);
+        path.run(90);
+        assert!(path.bbr.bw_shortterm < u64::MAX && path.bbr.inflight_shortterm < u32::MAX);
+        path.run_until(State::Refill);
+        assert_eq!(path.bbr.bw_shortterm, u64::MAX, "it is tried anew");
+        path.run_until(State::Up);
+        path.bbr.on_marked(path.cwnd);
+        path.run(5);
+        assert_eq!(path.bbr.state, State::Down);
+    }
+}

@@ -10,7 +10,7 @@ use stack::shard::{
 };
 use stack::tcp::{
     Algorithm, CloseReason, CookiePolicy, EcnMode, FastOpenCache, FastOpenRoles, FastOpenSecret,
-    FastOpenTry, MtuProbing, Phase, Stream, TcpConfig, TcpInfo,
+    FastOpenTry, MtuProbing, Pacing, Phase, Stream, TcpConfig, TcpInfo,
 };
 use stack::time::Instant;
 use stack::wire::{
@@ -440,9 +440,11 @@ fn set(tcp: &mut TcpConfig, limits: &mut Limits, key: &str, value: &str) -> Resu
             tcp.congestion = match value {
                 "newreno" => Algorithm::NewReno,
                 "cubic" => Algorithm::Cubic,
+                "bbr" => Algorithm::Bbr,
                 _ => return Err("no such algorithm".to_owned()),
             }
         }
+        "pacing" => tcp.pacing = if switch()? { Pacing::On } else { Pacing::Off },
         "timestamps" => tcp.timestamps = switch()?,
         "sack" => tcp.sack = switch()?,
         "abe" => tcp.abe = switch()?,
