@@ -4,6 +4,8 @@
 
 #[path = "scenarios/aggregate.rs"]
 mod aggregate;
+#[path = "scenarios/buffers.rs"]
+mod buffers;
 #[path = "scenarios/closing.rs"]
 mod closing;
 #[path = "scenarios/common.rs"]

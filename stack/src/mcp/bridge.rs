@@ -4,6 +4,7 @@
 use super::close::{End, Follow, Progress, Side, follow};
 use super::convert::{Elements, FarAnswer, check_echo};
 use super::credit;
+use super::direction::Direction;
 use super::info::{ConnectionInfo, ConnectionState, Mode, Origin};
 use super::leg::Leg;
 use super::negative_cache::WhyAvoided;
@@ -38,7 +39,6 @@ pub struct Bridge {
     down: Direction,
     /// Index of the dMCP.
     remote: Option<u32>,
-    buffer: u32,
     /// Number of the client's SYN.
     syn: SeqNum,
     /// What the network said of the far leg's SYN.
@@ -80,17 +80,6 @@ pub(super) struct Expected {
     pub patience: Instant,
 }
 
-/// One direction of relaying.
-#[derive(Debug, Default)]
-struct Direction {
-    /// Goes before anything that is received.
-    ahead: Option<Box<Chain>>,
-    /// Octets relayed.
-    octets: u64,
-    /// The sender's end was passed on.
-    finished: bool,
-}
-
 /// Which leg a flow belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Which {
@@ -109,15 +98,15 @@ pub(super) struct Parts {
     /// Octets of the client's that the far leg has already.
     pub early: u32,
     pub remote: Option<u32>,
-    pub buffer: u32,
     /// SEG.SEQ of the client's SYN.
     pub syn: SeqNum,
 }
 
 impl Bridge {
     pub(super) fn new(parts: Parts, cx: &mut Cx<'_>) -> Bridge {
-        let Parts { origin, mode, near, far, plan, early, remote, buffer, syn } = parts;
+        let Parts { origin, mode, near, far, plan, early, remote, syn } = parts;
         let (near_flow, far_flow) = (near.first_flow(), far.first_flow());
+        let (up, down) = (Direction::of(&near), Direction::of(&far));
         let bridge = Bridge {
             id: cx.session(),
             opened: cx.now,
@@ -127,10 +116,9 @@ impl Bridge {
             far,
             leaving: None,
             state: State::Held(Box::new(plan)),
-            up: Direction { octets: early.into(), ..Direction::default() },
-            down: Direction::default(),
+            up: Direction { octets: early.into(), ..up },
+            down,
             remote,
-            buffer,
             syn,
             unreachable: None,
         };
@@ -497,19 +485,15 @@ impl Bridge {
         up.moved() | down.moved()
     }
 
-    /// The window on one leg is what the other has room for.
+    /// The window on one leg is what the other consumes.
     fn grant(&mut self, cx: &mut Cx<'_>) {
-        let limit = credit::limit(self.buffer, cx.pool);
-        cx.counters.WindowShrunk += u64::from(limit < self.buffer);
-        let queued = |leg: &Leg| self.buffer.saturating_sub(leg.room());
-        let (up, down) = (queued(&self.far), queued(&self.near));
-        self.near.grant(credit::grant(limit, up));
-        self.far.grant(credit::grant(limit, down));
+        self.up.grant(&mut self.near, &self.far, cx);
+        self.down.grant(&mut self.far, &self.near, cx);
     }
 
     /// What the client may send before the far leg is up.
     fn grant_near(&mut self, cx: &mut Cx<'_>) {
-        self.near.grant(credit::limit(self.buffer, cx.pool));
+        self.near.grant(credit::limit(self.up.space.window(), cx.pool));
     }
 
     /// If the leg on `side` is gone, the other follows as the close table says.
@@ -597,45 +581,6 @@ fn forget(leg: &mut Leg, cx: &mut Cx<'_>) {
     }
     if let Some(token) = leg.token() {
         cx.remove_token(token);
-    }
-}
-
-/// What one call of [`Direction::carry`] did.
-struct Carried {
-    octets: u64,
-    finished: bool,
-}
-
-impl Carried {
-    fn moved(&self) -> bool {
-        self.octets > 0 || self.finished
-    }
-}
-
-impl Direction {
-    /// Takes what `from` received, as much as `to` has room for, and passes the end on behind the last octet.
-    fn carry(&mut self, side: Side, from: &mut Leg, to: &mut Leg) -> Carried {
-        let mut carried = Carried { octets: 0, finished: false };
-        if !to.is_up() || self.finished {
-            return carried;
-        }
-        let mut next = self.ahead.take().map(|ahead| *ahead);
-        loop {
-            if next.is_none() && to.room() > 0 {
-                next = from.recv();
-            }
-            let Some(text) = next.take() else { break };
-            carried.octets += u64::from(text.len());
-            to.send(text);
-        }
-        if from.recv_finished() && follow(Progress::Answered, side, End::Finished) == Follow::Finish
-        {
-            to.close();
-            self.finished = true;
-            carried.finished = true;
-        }
-        self.octets += carried.octets;
-        carried
     }
 }
 

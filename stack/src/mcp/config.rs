@@ -27,7 +27,7 @@ pub struct McpConfig {
     pub source_addresses: Vec<IpAddr>,
     /// A source that a uMCP names is honoured only inside these (BCP 38).
     pub preserved_sources: Vec<Prefix>,
-    /// Octets kept per direction and connection, at most; less when the pool gets scarce.
+    /// Octets that a window grows to, and a send queue, at most; less when the pool gets scarce.
     pub buffer: u32,
     /// Connections at a time, half-open ones included.
     pub max_connections: u32,
@@ -39,17 +39,33 @@ pub struct McpConfig {
     pub negative_cache_ttl: Duration,
 }
 
+/// Twice what 1 Gbit/s over 100 ms has under way, and then some.
+const MAX_BUFFER: u32 = 32 << 20;
+/// `net.ipv4.tcp_rmem`'s window at the beginning: as much as a SYN can offer, four bursts of a sender's first.
+const FIRST_WINDOW: u32 = 64 << 10;
+/// `net.ipv4.tcp_wmem`'s send queue at the beginning; the first congestion window alone asks for more.
+const FIRST_SEND_BUFFER: u32 = 16 << 10;
+
 impl Default for McpConfig {
+    /// Windows and send queues begin small: what they grow to is measured.
     fn default() -> McpConfig {
+        let (receive_buffer, send_buffer) = (MAX_BUFFER, MAX_BUFFER);
+        let tcp = TcpConfig {
+            receive_buffer,
+            receive_buffer_default: FIRST_WINDOW,
+            send_buffer,
+            send_buffer_default: FIRST_SEND_BUFFER,
+            ..TcpConfig::default()
+        };
         McpConfig {
-            tcp: TcpConfig::default(),
-            mptcp: MptcpConfig::default(),
+            tcp: tcp.clone(),
+            mptcp: MptcpConfig { tcp, receive_buffer, send_buffer, ..MptcpConfig::default() },
             remotes: Vec::new(),
             services: Vec::new(),
             rules: Vec::new(),
             source_addresses: Vec::new(),
             preserved_sources: Vec::new(),
-            buffer: 4 << 20,
+            buffer: MAX_BUFFER,
             max_connections: 65_536,
             max_half_open: 4_096,
             max_half_open_per_source: u32::MAX,

@@ -7,12 +7,12 @@ use crate::buf::Chain;
 use crate::mptcp::{Connection, Event};
 use crate::shard::{Counters, Cx};
 use crate::tcp::{CloseReason, Phase, Stream, TooBig, TxSegment};
-use crate::time::Instant;
+use crate::time::{Duration, Instant};
 use crate::wire::{FlowTuple, IcmpError, IcmpErrorKind, Segment, SeqNum, TxPacket, emit};
 use alloc::boxed::Box;
 
-/// A leg. What it receives is taken with `recv`, what it should send is given with `send`; `room` and `grant` are
-/// credit in either direction, `close` ends our direction, `abort` both.
+/// A leg. What it receives is taken with `recv`, what it should send is given with `send`; `grant` is
+/// the credit of the one, `send_limit` that of the other, `close` ends our direction, `abort` both.
 #[derive(Debug)]
 pub enum Leg {
     /// One TCP flow.
@@ -53,11 +53,43 @@ impl Leg {
         }
     }
 
-    /// Octets that may be queued.
-    pub fn room(&self) -> u32 {
+    /// Octets that the peer has not acknowledged, sent or not.
+    pub fn queued(&self) -> u32 {
         match self {
-            Leg::Tcp(leg) => leg.stream.room(),
-            Leg::Mptcp(connection) => connection.room(),
+            Leg::Tcp(leg) => leg.stream.queued(),
+            Leg::Mptcp(connection) => connection.queued(),
+        }
+    }
+
+    /// How many of them its paths have a use for.
+    pub fn send_limit(&self) -> u32 {
+        match self {
+            Leg::Tcp(leg) => leg.stream.send_limit(),
+            Leg::Mptcp(connection) => connection.send_limit(),
+        }
+    }
+
+    /// The window that it offers until something is granted.
+    pub fn first_window(&self) -> u32 {
+        match self {
+            Leg::Tcp(leg) => leg.stream.first_window(),
+            Leg::Mptcp(connection) => connection.first_window(),
+        }
+    }
+
+    /// The largest window that it ever offers.
+    pub fn receive_buffer(&self) -> u32 {
+        match self {
+            Leg::Tcp(leg) => leg.stream.receive_buffer(),
+            Leg::Mptcp(connection) => connection.receive_buffer(),
+        }
+    }
+
+    /// The time for which what is consumed says how large the window should be, once measured: about a round trip.
+    pub fn span(&self) -> Option<Duration> {
+        match self {
+            Leg::Tcp(leg) => leg.stream.tcb()?.srtt(),
+            Leg::Mptcp(connection) => connection.span(),
         }
     }
 

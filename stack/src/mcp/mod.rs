@@ -10,6 +10,7 @@ pub mod config;
 mod convert;
 mod cookie;
 mod credit;
+mod direction;
 #[cfg(test)]
 mod fast_open_tests;
 mod info;
@@ -17,6 +18,7 @@ mod leg;
 mod negative_cache;
 mod open;
 mod policy;
+mod space;
 #[cfg(test)]
 mod tests;
 

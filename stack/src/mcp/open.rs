@@ -206,7 +206,7 @@ impl Asked<'_> {
         Leg::Tcp(Box::new(TcpLeg { flow: self.flow, stream }))
     }
 
-    fn parts(&self, config: &Mcp, origin: Origin, mode: Mode, near: Leg, far: Leg) -> Parts {
+    fn parts(&self, origin: Origin, mode: Mode, near: Leg, far: Leg) -> Parts {
         Parts {
             origin,
             mode,
@@ -215,7 +215,6 @@ impl Asked<'_> {
             plan: Plan::default(),
             early: 0,
             remote: None,
-            buffer: config.config.buffer,
             syn: self.syn.seq,
         }
     }
@@ -238,7 +237,7 @@ fn open_convert(
         let len = early.len();
         let far = connect_plainly(config, Source::new(source, client), client, server, early, cx)
             .ok_or(No::Refuse(Refusal::NoPorts))?;
-        let parts = asked.parts(config, origin, Mode::Plain, near, far);
+        let parts = asked.parts(origin, Mode::Plain, near, far);
         return Ok(Parts { early: len, ..parts });
     }
     let (local, endpoint) = config.path_to_remote(remote).ok_or(No::Refuse(Refusal::NoPorts))?;
@@ -250,7 +249,7 @@ fn open_convert(
         return Err(No::Silence);
     };
     let far = connect_mptcp(&config.explicit, flow, text, cx)?;
-    let mut parts = asked.parts(config, origin, Mode::Convert, near, far);
+    let mut parts = asked.parts(origin, Mode::Convert, near, far);
     let source = Source::new(source, client);
     parts.plan.expected = Some(Expected { elements, source, patience: cx.now + PATIENCE });
     parts.remote = Some(remote as u32);
@@ -291,7 +290,7 @@ fn open_explicit(
     let len = early.len();
     let far = connect_plainly(config, source, asked.flow.remote, server, early, cx)
         .ok_or(No::Refuse(Refusal::NoPorts))?;
-    let mut parts = asked.parts(config, origin, Mode::Deconvert, near, far);
+    let mut parts = asked.parts(origin, Mode::Deconvert, near, far);
     parts.plan.echo = echo;
     Ok(Parts { early: len, ..parts })
 }
@@ -317,7 +316,7 @@ fn open_relay(
         }
         Transport::Mptcp => (connect_far(config, connect, Source::Ours, client, server, cx)?, 0),
     };
-    Ok(Parts { early, ..asked.parts(config, origin, Mode::Relay, near, far) })
+    Ok(Parts { early, ..asked.parts(origin, Mode::Relay, near, far) })
 }
 
 /// TCP in, MPTCP straight to the server out.
@@ -332,7 +331,7 @@ fn open_direct(
     let near = asked.near_tcp(config, cx);
     let source = Source::new(source, client);
     let far = connect_far(config, Transport::Mptcp, source, client, server, cx)?;
-    Ok(asked.parts(config, origin, Mode::Direct, near, far))
+    Ok(asked.parts(origin, Mode::Direct, near, far))
 }
 
 /// MPTCP in, TCP to the server out.
@@ -350,7 +349,7 @@ fn open_terminate(
     }
     let source = Source::new(source, client);
     let far = connect_far(config, Transport::Tcp, source, client, server, cx)?;
-    Ok(asked.parts(config, origin, Mode::Terminate, near, far))
+    Ok(asked.parts(origin, Mode::Terminate, near, far))
 }
 
 fn connect_far(

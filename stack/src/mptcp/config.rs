@@ -34,9 +34,9 @@ pub struct MptcpConfig {
     pub close_timeout: Duration,
     /// Subflows at a time.
     pub max_subflows: u8,
-    /// Octets kept until the peer's DATA_ACK, sent or not.
+    /// Octets kept until the peer's DATA_ACK, sent or not, at most; `tcp.send_buffer_default` in any case.
     pub send_buffer: u32,
-    /// Most octets the shared receive window ever offers.
+    /// Most octets the shared receive window ever offers; it begins with `tcp.receive_buffer_default`.
     pub receive_buffer: u32,
     /// Our addresses. Their address ids are their positions plus one; the first subflow's address has id 0.
     pub addresses: Vec<LocalAddress>,
@@ -104,6 +104,7 @@ impl From<MptcpConfig> for SharedConfig {
         let subflow = TcpConfig {
             window: RightEdge::Shared,
             receive_buffer: config.receive_buffer,
+            send_buffer: config.send_buffer,
             ..config.tcp.clone()
         };
         SharedConfig {

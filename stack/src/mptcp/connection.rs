@@ -10,8 +10,8 @@ use super::reinjection::SendQueue;
 use super::state::DataState;
 use super::subflow::{Stage, Subflow};
 use crate::buf::Chain;
-use crate::tcp::{CloseReason, Phase, Reassembly, TcpEvents, TimeWait, TxSegment};
-use crate::time::{Instant, earliest};
+use crate::tcp::{CloseReason, Phase, Reassembly, Tcb, TcpEvents, TimeWait, TxSegment};
+use crate::time::{Duration, Instant, earliest};
 use crate::wire::{Dsn, FlowTuple, ResetReason, Segment};
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
@@ -165,7 +165,7 @@ impl Connection {
             snd: SendQueue::new(idsn + 1),
             snd_edge: idsn + 1,
             data_acked: false,
-            rcv: Receive::starting_at(Dsn(0), cfg.receive_buffer),
+            rcv: Receive::starting_at(Dsn(0), cfg.subflow.first_window()),
             state: DataState::Estab,
             close_wanted: false,
             abort_wanted: None,
@@ -260,7 +260,57 @@ impl Connection {
 
     /// Octets of send buffer left.
     pub fn room(&self) -> u32 {
-        self.cfg.send_buffer.saturating_sub(self.snd.len())
+        self.send_limit().saturating_sub(self.queued())
+    }
+
+    /// Octets that the peer has not acknowledged, sent or not.
+    pub fn queued(&self) -> u32 {
+        self.snd.len()
+    }
+
+    /// How many of them the paths have a use for: what the fast ones send while the slowest makes one round trip has to be
+    /// kept, as its octets may be the ones that are missing (RFC 6182 5.3).
+    pub fn send_limit(&self) -> u32 {
+        let slowest = self.rtt().unwrap_or_default();
+        let under_way = |tcb: &Tcb| {
+            let cwnd = u64::from(tcb.cwnd());
+            match tcb.srtt() {
+                // No path is so slow that only the product of the two could tell.
+                Some(srtt) if srtt < slowest => {
+                    let micros = |time: Duration| time.as_micros().min(1 << 30) as u64;
+                    cwnd * micros(slowest) / micros(srtt).max(1)
+                }
+                _ => cwnd,
+            }
+        };
+        let all = self.subflows.iter().filter(|sf| sf.is_usable()).filter_map(Subflow::tcb);
+        self.cfg.subflow.send_limit(all.map(under_way).sum())
+    }
+
+    /// The longest round trip of its paths, once measured.
+    fn rtt(&self) -> Option<Duration> {
+        self.subflows.iter().filter_map(|sf| sf.tcb()?.srtt()).max()
+    }
+
+    /// For how long octets that arrive have to wait for others, once measured: a round trip, and with several paths half a
+    /// timeout, for of two windows one is to last until the path that lost octets sends them again (RFC 6182 5.3).
+    pub fn span(&self) -> Option<Duration> {
+        let rtt = self.rtt()?;
+        if self.subflows.len() < 2 {
+            return Some(rtt);
+        }
+        let rto = self.subflows.iter().filter_map(|sf| Some(sf.tcb()?.base_rto())).max();
+        Some(rtt.max(rto.unwrap_or_default() / 2))
+    }
+
+    /// The window that is offered until the owner grants something.
+    pub fn first_window(&self) -> u32 {
+        self.cfg.subflow.first_window()
+    }
+
+    /// The largest window that is ever offered.
+    pub fn receive_buffer(&self) -> u32 {
+        self.cfg.receive_buffer
     }
 
     /// Offers the peer a window of `octets` beyond what the owner has taken. What was offered before stays offered.
@@ -413,13 +463,15 @@ impl Connection {
         }
     }
 
-    /// A peer that may believe the window closed is told on every subflow, as each keeps its own copy of it.
+    /// A peer to which the window looks less than half as large as it is is told on every subflow, as each keeps its own
+    /// copy of it; but not of less than a segment (RFC 9293 3.8.6.2.2).
     fn announce_window(&mut self) {
-        let (nxt, edge, step) = (self.rcv.nxt(), self.rcv.edge, self.cfg.receive_buffer / 4);
+        let (nxt, edge) = (self.rcv.nxt(), self.rcv.edge);
+        let step = (self.cfg.receive_buffer / 2).min(u32::from(self.cfg.tcp.mss));
         for sf in &mut self.subflows {
             let left = if nxt.before(sf.advertised) { sf.advertised.since(nxt) } else { 0 };
             let gain = edge.since(nxt).saturating_sub(left);
-            if left < u64::from(step) && gain >= u64::from(step) {
+            if gain >= left.max(u64::from(step)) {
                 sf.request_ack();
             }
         }

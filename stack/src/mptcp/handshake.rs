@@ -305,7 +305,7 @@ impl Connection {
     fn go_multipath(&mut self, i: usize, peer_key: u64) {
         let peer = Key(peer_key);
         self.peer = Some(peer);
-        self.rcv = Receive::starting_at(peer.idsn() + 1, self.cfg.receive_buffer);
+        self.rcv = Receive::starting_at(peer.idsn() + 1, self.cfg.subflow.first_window());
         self.mode = Mode::Mptcp;
         self.prepare_subflow(i);
     }

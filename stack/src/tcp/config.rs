@@ -64,6 +64,20 @@ pub enum MtuProbing {
     Always,
 }
 
+impl TcpConfig {
+    /// The receive window until the owner says what it can take.
+    pub fn first_window(&self) -> u32 {
+        self.receive_buffer_default.min(self.receive_buffer)
+    }
+
+    /// Octets that a send queue should hold where the congestion windows allow `cwnd` under way: those, and as much again
+    /// to go on with when they are acknowledged (Linux's `tcp_sndbuf_expand`).
+    pub fn send_limit(&self, cwnd: u64) -> u32 {
+        let path = u32::try_from(cwnd.saturating_mul(2)).unwrap_or(u32::MAX);
+        path.max(self.send_buffer_default).min(self.send_buffer)
+    }
+}
+
 /// Configuration of a flow.
 #[derive(Clone, Debug)]
 pub struct TcpConfig {
@@ -71,8 +85,12 @@ pub struct TcpConfig {
     pub mss: u16,
     /// Largest receive window in octets; decides the window scale that is offered.
     pub receive_buffer: u32,
-    /// Octets that a [`Stream`](super::Stream) takes into its send queue.
+    /// The receive window in octets until the owner says what it can take: by default all.
+    pub receive_buffer_default: u32,
+    /// Octets that a [`Stream`](super::Stream) takes into its send queue, at most.
     pub send_buffer: u32,
+    /// Octets that it takes in any case: beyond that, twice the congestion window.
+    pub send_buffer_default: u32,
     /// Congestion control.
     pub congestion: Algorithm,
     /// Whether text leaves at a rate.
@@ -137,7 +155,9 @@ impl Default for TcpConfig {
         TcpConfig {
             mss: 1460,
             receive_buffer: 4 << 20,
+            receive_buffer_default: 4 << 20,
             send_buffer: 4 << 20,
+            send_buffer_default: 4 << 20,
             congestion: Algorithm::Cubic,
             pacing: Pacing::Auto,
             ecn: EcnMode::Accept,

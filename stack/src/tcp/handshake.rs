@@ -135,7 +135,7 @@ pub(super) fn our_syn(cfg: &TcpConfig) -> SynOptions {
 
 /// The window of a SYN is never scaled (RFC 7323 2.2).
 pub(super) fn syn_window(cfg: &TcpConfig) -> UnscaledWindow {
-    WindowSize(cfg.receive_buffer).unscale(WindowScale::new(0))
+    WindowSize(cfg.first_window()).unscale(WindowScale::new(0))
 }
 
 pub(super) fn syn_segment(

@@ -56,7 +56,8 @@ impl Rtt {
         self.base_rto(cfg).saturating_mul(1 << self.backoff.min(MAX_BACKOFF)).min(cfg.max_rto)
     }
 
-    fn base_rto(&self, cfg: &TcpConfig) -> Duration {
+    /// RTO without backoff.
+    pub(super) fn base_rto(&self, cfg: &TcpConfig) -> Duration {
         // The floor is on the variance, as Linux has it: a steady 190 ms path must not time out at 200 ms when a queue
         // builds up.
         match self.srtt() {

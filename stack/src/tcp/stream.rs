@@ -65,7 +65,7 @@ impl Stream {
             early: None,
             inbox: Reassembly::new(SeqNum(0)),
             fin_received: false,
-            granted: cfg.receive_buffer,
+            granted: cfg.first_window(),
         }
     }
 
@@ -320,15 +320,38 @@ impl Stream {
 
     /// Octets that [`Stream::send`] should still be given.
     pub fn room(&self) -> u32 {
-        let queued = match &self.life {
-            Life::Flow(tcb) if tcb.state().can_send() => tcb.queued(),
-            Life::SynSent(_) | Life::SynReceived(_) => match &self.early {
-                Some(early) if early.close => return 0,
-                early => early.as_ref().map_or(0, |early| early.text.len()),
-            },
-            _ => return 0,
+        let open = match &self.life {
+            Life::Flow(tcb) => tcb.state().can_send(),
+            Life::SynSent(_) | Life::SynReceived(_) => {
+                self.early.as_ref().is_none_or(|early| !early.close)
+            }
+            Life::TimeWait(..) | Life::Closed(..) => false,
         };
-        self.cfg().map_or(0, |cfg| cfg.send_buffer.saturating_sub(queued))
+        if open { self.send_limit().saturating_sub(self.queued()) } else { 0 }
+    }
+
+    /// Octets of text that the peer has not acknowledged, sent or not.
+    pub fn queued(&self) -> u32 {
+        match &self.life {
+            Life::Flow(tcb) => tcb.queued(),
+            _ => self.early.as_ref().map_or(0, |early| early.text.len()),
+        }
+    }
+
+    /// How many of them the path has a use for.
+    pub fn send_limit(&self) -> u32 {
+        let cwnd = self.tcb().map_or(0, Tcb::cwnd);
+        self.cfg().map_or(0, |cfg| cfg.send_limit(u64::from(cwnd)))
+    }
+
+    /// The window that is offered until the owner grants something.
+    pub fn first_window(&self) -> u32 {
+        self.cfg().map_or(0, TcpConfig::first_window)
+    }
+
+    /// The largest window that is ever offered.
+    pub fn receive_buffer(&self) -> u32 {
+        self.cfg().map_or(0, |cfg| cfg.receive_buffer)
     }
 
     /// The configuration, as long as there is a handshake or a flow.
@@ -341,8 +364,8 @@ impl Stream {
         }
     }
 
-    /// Octets the owner can take now, those waiting in [`Stream::recv`] included. Until the first call it is the
-    /// receive buffer; it holds until the next.
+    /// Octets the owner can take now, those waiting in [`Stream::recv`] included. Until the first call it is
+    /// `receive_buffer_default`; it holds until the next.
     pub fn grant(&mut self, octets: u32) {
         let Some(cfg) = self.cfg() else { return };
         self.granted = octets.min(cfg.receive_buffer);

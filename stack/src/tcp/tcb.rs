@@ -492,6 +492,11 @@ impl Tcb {
         self.rtt.srtt()
     }
 
+    /// Retransmission timeout, backoff left out.
+    pub fn base_rto(&self) -> Duration {
+        self.rtt.base_rto(&self.cfg)
+    }
+
     /// Congestion window in octets.
     pub fn cwnd(&self) -> u32 {
         self.congestion.cwnd()

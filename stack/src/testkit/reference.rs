@@ -12,7 +12,7 @@ use super::{
     Sim, TcpHost,
 };
 use crate::mcp::{Action, McpConfig, RemoteMcp, Rule, Service, SourceMode};
-use crate::mptcp::{LocalAddress, MptcpConfig};
+use crate::mptcp::LocalAddress;
 use crate::tcp::TcpConfig;
 use crate::time::{Duration, Instant};
 use crate::wire::{Endpoint, Prefix};
@@ -73,12 +73,10 @@ impl Topology {
     pub fn new(seed: u64, paths: &[Link]) -> Topology {
         let tcp =
             TcpConfig { receive_buffer: 1 << 20, send_buffer: 1 << 20, ..TcpConfig::default() };
-        let base = McpConfig {
-            tcp: tcp.clone(),
-            mptcp: MptcpConfig { tcp: tcp.clone(), ..MptcpConfig::default() },
-            buffer: 2 << 20,
-            ..McpConfig::default()
-        };
+        let mut base = McpConfig { buffer: 2 << 20, ..McpConfig::default() };
+        for leg in [&mut base.tcp, &mut base.mptcp.tcp] {
+            (leg.receive_buffer, leg.send_buffer) = (1 << 20, 1 << 20);
+        }
         let mut umcp_config = base.clone();
         let mut dmcp_config = base;
         for path in 0..paths.len() {
