@@ -53,6 +53,14 @@ impl Leg {
         }
     }
 
+    /// Octets that may be queued.
+    pub fn room(&self) -> u32 {
+        match self {
+            Leg::Tcp(leg) => leg.stream.room(),
+            Leg::Mptcp(connection) => connection.room(),
+        }
+    }
+
     /// Octets that the peer has not acknowledged, sent or not.
     pub fn queued(&self) -> u32 {
         match self {
