@@ -470,6 +470,12 @@ pub struct Tcp {
     /// Length of TIME-WAIT.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub time_wait: Option<Text>,
+    /// The second value of `net.ipv4.tcp_rmem`: the window that a connection begins with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rmem_default: Option<Text>,
+    /// The second value of `net.ipv4.tcp_wmem`: what a send queue holds at least.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wmem_default: Option<Text>,
     /// As `net.ipv4.tcp_keepalive_time`; absent: no keepalives.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keepalive_time: Option<Text>,
@@ -616,7 +622,7 @@ pub struct Limits {
     /// Subflows per connection, as in `ip mptcp limits`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subflows: Option<Spanned<i64>>,
-    /// Most octets held per connection and direction.
+    /// Most octets that a window or a send queue grows to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub buffer: Option<Text>,
     /// Memory for packets.

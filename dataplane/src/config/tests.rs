@@ -76,6 +76,7 @@ negative-cache-ttl = "1h"
 [tcp]
 congestion-control = "reno"
 min-rto = "100ms"
+rmem-default = "128KiB"
 
 [mptcp]
 checksum-enabled = true
@@ -149,6 +150,10 @@ fn a_file_means_what_it_says() {
     assert_eq!(config.mcp.tcp.min_rto.as_millis(), 100);
     assert!(config.mcp.mptcp.checksum && config.mcp.mptcp.tcp.min_rto.as_millis() == 100);
     assert_eq!(config.mcp.mptcp.receive_buffer, 1 << 20);
+    for tcp in [&config.mcp.tcp, &config.mcp.mptcp.tcp] {
+        let begin = (tcp.receive_buffer_default, tcp.send_buffer_default);
+        assert_eq!(begin, (128 << 10, 16 << 10), "buffers begin small and grow");
+    }
     assert_eq!(config.worker.frames, 8192);
     let [first, second] = &config.mcp.mptcp.addresses[..] else { panic!("two paths") };
     assert!(first.subflow && !first.signal && !first.backup && first.reach.is_empty());

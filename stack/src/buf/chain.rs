@@ -5,6 +5,9 @@ use super::{Payload, Pool};
 use crate::checksum;
 use smallvec::SmallVec;
 
+/// Octets that are cheaper to copy than the rest of their frame is to keep: a quarter of one of 2 KiB.
+pub const SMALL: usize = 512;
+
 /// Payloads in order: the text of a segment or super-segment (up to 64 KB), never linearized. No part is empty.
 #[derive(Clone, Default, Debug)]
 pub struct Chain {
@@ -71,6 +74,24 @@ impl Chain {
             self.parts.push(part);
         } else {
             self.parts.append(&mut other.parts);
+        }
+    }
+
+    /// As [`Chain::append`], for octets that will wait: what is small is copied behind what is there, so that a sender of
+    /// single octets does not have a frame for each of them (Linux's `tcp_collapse`).
+    pub fn collect(&mut self, other: Chain) {
+        if other.parts.iter().all(|part| part.len() > SMALL) {
+            return self.append(other);
+        }
+        for part in other.into_parts() {
+            if part.len() <= SMALL
+                && let Some(last) = self.parts.last_mut()
+                && last.absorb(&part)
+            {
+                self.len += part.len() as u32;
+            } else {
+                self.push(part);
+            }
         }
     }
 
@@ -238,6 +259,21 @@ mod tests {
     use super::*;
     use alloc::vec::Vec;
     use proptest::prelude::*;
+
+    #[test]
+    fn small_octets_that_wait_share_frames_and_large_ones_stay_where_they_are() {
+        let pool = Pool::new(600, 2048);
+        let mut chain = Chain::new();
+        for octet in 0..500u32 {
+            chain.collect(Chain::copy_from(&pool, 100, &[octet as u8]).unwrap());
+        }
+        assert_eq!((chain.len(), pool.free()), (500, 599));
+        chain.collect(Chain::copy_from(&pool, 100, &[7; 1_400]).unwrap());
+        assert_eq!((chain.parts().len(), pool.free()), (2, 598));
+        let octets = chain.to_vec();
+        assert!(octets[..500].iter().enumerate().all(|(i, octet)| *octet == i as u8));
+        assert_eq!(octets[500..], [7; 1_400]);
+    }
 
     #[test]
     fn cuts_keep_received_segments_whole() {

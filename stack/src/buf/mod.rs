@@ -6,6 +6,6 @@ mod chain;
 mod payload;
 mod pool;
 
-pub use chain::{Chain, Parts, cut_before};
+pub use chain::{Chain, Parts, SMALL, cut_before};
 pub use payload::Payload;
 pub use pool::{Frame, HeadroomClaim, Pool};

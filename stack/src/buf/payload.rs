@@ -118,6 +118,18 @@ impl Payload {
         rest
     }
 
+    /// Takes the octets of `other` in behind its own. False: its frame has no room for them, or somebody else has a view
+    /// of it.
+    pub fn absorb(&mut self, other: &Payload) -> bool {
+        let (end, len) = (usize::from(self.start) + self.len(), other.len());
+        let room = self.frame.unique_mut().and_then(|octets| octets.get_mut(end..end + len));
+        let Some(room) = room else { return false };
+        room.copy_from_slice(other.bytes());
+        self.len += other.len;
+        self.sum = 0;
+        true
+    }
+
     /// Drops the first `n` octets.
     pub fn trim_front(&mut self, n: u16) {
         assert!(n <= self.len);
@@ -157,6 +169,22 @@ mod tests {
         assert_eq!(pool.free(), 0);
         drop(b);
         assert_eq!(pool.free(), 1);
+    }
+
+    #[test]
+    fn absorbed_octets_lie_in_the_same_frame_and_nobody_else_sees_them() {
+        let pool = Pool::new(4, 16);
+        let payload = |bytes: &[u8]| Payload::copy_from(&pool, 4, bytes).unwrap();
+        let mut a = payload(b"hello");
+        let _ = a.sum();
+        assert!(a.absorb(&payload(b" world!")));
+        assert_eq!((a.bytes(), pool.free()), (&b"hello world!"[..], 3));
+        assert_eq!(a.sum(), checksum::sum(b"hello world!"));
+        assert!(!a.absorb(&payload(b"?")), "the frame is full");
+        let mut b = payload(b"b");
+        let view = b.clone();
+        assert!(!b.absorb(&payload(b"c")));
+        assert_eq!(view.bytes(), b"b");
     }
 
     #[test]

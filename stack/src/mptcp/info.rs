@@ -76,6 +76,8 @@ counters! {
     DataCsumErr,
     /// Data that arrived in the window but out of order.
     OFOQueue,
+    /// Octets out of order that were dropped: in too many small pieces.
+    OfoPruned,
     /// Data outside the data window.
     NoDSSInWindow,
     /// Octet runs that had arrived before.

@@ -5,7 +5,7 @@ use super::connection::{Connection, Mode};
 use super::fallback::FallbackCause;
 use super::mapping::{Declaration, Declared, dss_checksum};
 use super::subflow::{Handshake, Stage};
-use crate::buf::Chain;
+use crate::buf::{Chain, SMALL};
 use crate::rng::Rng;
 use crate::tcp::{CloseReason, MtuTally, Phase, Reassembly, State, Stop, TooBig};
 use crate::time::Instant;
@@ -14,6 +14,10 @@ use crate::wire::{
     MptcpOption, MptcpOptions, ResetReason, Segment, SeqNum, Unreachable,
 };
 use alloc::boxed::Box;
+
+/// Pieces out of order, at most, while what would be another leaves most of its frame empty: mappings of single octets,
+/// each apart from the others, would hold thousands of frames.
+const MAX_SMALL_PIECES: usize = 512;
 
 impl Connection {
     /// A segment of one of our flows arrived; returns why TCP stopped to process it, if it did.
@@ -463,6 +467,10 @@ impl Connection {
             text.truncate(self.rcv.edge.since(dsn) as u32);
         }
         if self.rcv.nxt().before(dsn) {
+            if text.len() as usize <= SMALL && self.rcv.text.pieces() >= MAX_SMALL_PIECES {
+                self.counters.OfoPruned += 1;
+                return; // not acknowledged at this level, so that it comes again
+            }
             self.counters.OFOQueue += 1;
         }
         self.rcv.text.insert(dsn, text);

@@ -1,7 +1,7 @@
 //! Data kept until the peer's DATA_ACK, and the parts of it that must be mapped again (RFC 8684 3.3.5, 3.3.6).
 #![forbid(unsafe_code)]
 
-use crate::buf::{Chain, cut_before};
+use crate::buf::{Chain, SMALL, cut_before};
 use crate::time::Instant;
 use crate::wire::Dsn;
 use alloc::boxed::Box;
@@ -92,7 +92,10 @@ impl SendQueue {
         if !text.is_empty() {
             let held = self.held.get_or_insert_default();
             held.waiting_len += text.len();
-            held.waiting.push_back(text);
+            match held.waiting.back_mut() {
+                Some(last) if text.len() as usize <= SMALL => last.collect(text),
+                _ => held.waiting.push_back(text),
+            }
         }
     }
 

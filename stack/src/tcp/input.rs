@@ -4,6 +4,7 @@
 use super::ecn::News;
 use super::tcb::{AckOwed, Tcb};
 use super::{Arrival, CloseReason, Event, RangeSet, State, Stop, Why};
+use crate::buf::SMALL;
 use crate::time::{Duration, Instant};
 use crate::wire::{Control, Segment, SeqNum};
 use core::ops::ControlFlow::{self, Break, Continue};
@@ -14,6 +15,9 @@ use core::ops::ControlFlow::{self, Break, Continue};
 const MAX_HOLES: usize = 8192;
 /// Who sent text at most so many delays of an ACK ago is likely to answer before the next ACK has been delayed.
 const ANSWERED_WITHIN: u32 = 5;
+/// As many for text that leaves most of its frame empty, as every hole costs a frame: the octets behind fewer than that
+/// were lost if the sender is an honest one.
+const MAX_SMALL_HOLES: usize = 64;
 /// After this much silence TS.Recent means nothing (RFC 7323 5.5).
 const TS_RECENT_LIFETIME: Duration = Duration::from_secs(24 * 86_400);
 
@@ -247,7 +251,8 @@ impl Tcb {
                 Break(Stop::Ack(Why::DuplicateText))
             };
         }
-        let full = |holes: &RangeSet<_>| holes.count() >= MAX_HOLES && holes.is_apart(at, end);
+        let most = if text.len() as usize > SMALL { MAX_HOLES } else { MAX_SMALL_HOLES };
+        let full = |holes: &RangeSet<_>| holes.count() >= most && holes.is_apart(at, end);
         if at != self.rcv.nxt && self.rcv.holes().is_some_and(full) {
             return Break(Stop::Ack(Why::TooManyHoles));
         }

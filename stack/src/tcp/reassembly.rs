@@ -45,6 +45,11 @@ impl<S: Sequence> Reassembly<S> {
         self.ready.as_ref().map_or(0, |ready| ready.len())
     }
 
+    /// Pieces held out of order, with holes between them.
+    pub fn pieces(&self) -> usize {
+        self.early.as_ref().map_or(0, |early| early.pieces.len())
+    }
+
     /// Octets held out of order.
     pub fn waiting(&self) -> u32 {
         self.early.as_ref().map_or(0, |early| early.octets)
@@ -67,7 +72,7 @@ impl<S: Sequence> Reassembly<S> {
         if at == self.nxt && self.early.is_none() {
             let len = text.len();
             self.nxt = at.advanced(u64::from(len));
-            self.ready.get_or_insert_default().append(text);
+            self.ready.get_or_insert_default().collect(text);
             return len;
         }
         let nxt = self.nxt;
@@ -86,7 +91,7 @@ impl<S: Sequence> Reassembly<S> {
         {
             self.nxt = self.nxt.advanced(u64::from(chain.len()));
             early.octets -= chain.len();
-            self.ready.get_or_insert_default().append(chain);
+            self.ready.get_or_insert_default().collect(chain);
         }
         if early.pieces.is_empty() {
             self.early = None;
@@ -175,7 +180,7 @@ impl<S: Sequence> Early<S> {
         if let Some((start, held)) = i.checked_sub(1).and_then(|i| self.pieces.get_mut(i))
             && start.advanced(u64::from(held.len())) == at
         {
-            held.append(text);
+            held.collect(text);
             self.octets += len;
             return len;
         }

@@ -9,7 +9,7 @@ pub(super) use loss::Renege;
 use super::congestion::Lost;
 use super::recovery::Spell;
 use super::{Label, RangeSet};
-use crate::buf::{Chain, cut_before};
+use crate::buf::{Chain, SMALL, cut_before};
 use crate::time::Instant;
 use crate::wire::{SackBlock, SeqNum};
 use alloc::boxed::Box;
@@ -328,6 +328,13 @@ impl SendQueue {
         }
         let busy = self.busy();
         busy.unsent_octets += text.len();
+        if text.len() as usize <= SMALL
+            && let Some(last) = busy.unsent.back_mut()
+            && last.label == Label::PLAIN
+            && label == Label::PLAIN
+        {
+            return last.text.collect(text);
+        }
         busy.unsent.push_back(Chunk { text, label, offset: 0 });
     }
 

@@ -110,3 +110,29 @@ fn one_fast_reader_beside_fifty_slow_ones() {
     let (alone, beside) = (beside(0), beside(50));
     assert!(beside > 0.9 * alone, "{beside} instead of {alone}");
 }
+
+/// Frames held when a client that sends segments of so many octets has filled everything on the way to a reader that stopped.
+fn held_before_a_stopped_reader(mss: u16) -> [u32; 2] {
+    let mut topology = Topology::new(45, &[link(20, 10)]);
+    topology.tcp.mss = mss;
+    let mut network = topology.build();
+    let (client, server) = (network.client, network.server);
+    network.sim[server].listen(SERVER_PORT, Plan::sink().read_rate(10), 1);
+    let now = network.sim.now();
+    let plan = Plan::send(3_000_000, 7);
+    network.sim[client].connect(Endpoint::new(SERVER, SERVER_PORT), plan, now);
+    network.sim.run_for(ms(20_000));
+    let (umcp, dmcp) = network.mcps.unwrap();
+    [umcp, dmcp].map(|node| {
+        let pool = network.sim[node].shard().pool();
+        pool.capacity() - pool.free()
+    })
+}
+
+#[test]
+fn small_segments_that_wait_hold_no_more_frames_than_large_ones() {
+    let (large, small) = (held_before_a_stopped_reader(1_460), held_before_a_stopped_reader(112));
+    for (large, small) in large.into_iter().zip(small) {
+        assert!(large > 20 && small < 2 * large, "{small} frames instead of {large}");
+    }
+}

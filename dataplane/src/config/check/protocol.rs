@@ -33,7 +33,7 @@ const fn s(n: u64) -> Duration {
 
 impl Check {
     pub(super) fn tcp(&mut self, tcp: &schema::Tcp) -> TcpConfig {
-        let default = TcpConfig::default();
+        let default = McpConfig::default().tcp;
         let min_rto =
             self.duration("tcp.min-rto", tcp.min_rto.as_ref(), ms(5)..=s(10), default.min_rto);
         let max_rto =
@@ -88,6 +88,18 @@ impl Check {
                 SynCookies::Auto => CookiePolicy::Auto,
                 SynCookies::Always => CookiePolicy::Always,
             },
+            receive_buffer_default: self.octets(
+                "tcp.rmem-default",
+                tcp.rmem_default.as_ref(),
+                4 << 10..=16 << 20,
+                default.receive_buffer_default,
+            ),
+            send_buffer_default: self.octets(
+                "tcp.wmem-default",
+                tcp.wmem_default.as_ref(),
+                4 << 10..=16 << 20,
+                default.send_buffer_default,
+            ),
             timestamps: tcp.timestamps.unwrap_or(true),
             sack: tcp.sack.unwrap_or(true),
             delayed_ack: self.duration(
@@ -198,6 +210,17 @@ impl Check {
         }
     }
 
+    /// A size of less than 4 GiB.
+    fn octets(
+        &mut self,
+        key: &str,
+        text: Option<&schema::Text>,
+        range: std::ops::RangeInclusive<u64>,
+        default: u32,
+    ) -> u32 {
+        u32::try_from(self.size(key, text, range, default.into())).unwrap_or(u32::MAX)
+    }
+
     /// Puts `[limits]` into `mcp`; the buffers of both kinds of leg follow from one key.
     pub(super) fn limits(&mut self, limits: &schema::Limits, mcp: &mut McpConfig) {
         let connections = 1..=4_000_000;
@@ -220,8 +243,7 @@ impl Check {
             mcp.max_half_open,
         );
         let range = 64 << 10..=256 << 20;
-        let buffer = self.size("limits.buffer", limits.buffer.as_ref(), range, mcp.buffer.into());
-        mcp.buffer = u32::try_from(buffer).unwrap_or(u32::MAX);
+        mcp.buffer = self.octets("limits.buffer", limits.buffer.as_ref(), range, mcp.buffer);
         mcp.tcp.receive_buffer = mcp.buffer;
         mcp.tcp.send_buffer = mcp.buffer;
         mcp.mptcp.tcp.receive_buffer = mcp.buffer;

@@ -334,20 +334,22 @@ fn out_of_order_text_is_acknowledged_at_once_with_sack_newest_block_first() {
 /// An overflowing queue leaves thousands of holes. The memory for them is bounded, but what makes no hole is taken.
 #[test]
 fn only_text_that_would_make_a_hole_too_many_is_refused() {
-    let mut host =
-        established_with(TcpConfig { receive_buffer: 1 << 20, ..config() }, full_options());
-    let mut put = |at: u32| {
-        let text = host.text(1);
-        let octet = Segment { seq: THEM + at, text, ..seg() };
-        host.tcb.on_segment(octet, host.now).stop
-    };
-    for n in 1..=8192 {
-        assert_eq!(put(2 * n), None, "hole {n}");
+    for (most, len) in [(8192, 513), (64, 512), (64, 1)] {
+        let mut host =
+            established_with(TcpConfig { receive_buffer: 16 << 20, ..config() }, full_options());
+        let mut put = |at: u32| {
+            let text = host.text(len);
+            let text = Segment { seq: THEM + at * len, text, ..seg() };
+            host.tcb.on_segment(text, host.now).stop
+        };
+        for n in 1..=most {
+            assert_eq!(put(2 * n), None, "hole {n}");
+        }
+        assert_eq!(put(2 * most + 2), Some(Stop::Ack(Why::TooManyHoles)), "{len} octets");
+        assert_eq!(put(2 * most + 1), None, "it extends what is there");
+        assert_eq!(put(most + 1), None, "it fills a hole");
+        assert_eq!(put(2 * most + 4), None, "there is room again");
     }
-    assert_eq!(put(2 * 8193), Some(Stop::Ack(Why::TooManyHoles)));
-    assert_eq!(put(2 * 8192 + 1), None, "it extends what is there");
-    assert_eq!(put(2 * 4000 + 1), None, "it fills a hole");
-    assert_eq!(put(2 * 8194), None, "there is room again");
 }
 
 #[test]
