@@ -8,6 +8,9 @@ use smallvec::SmallVec;
 /// Octets that are cheaper to copy than the rest of their frame is to keep: a quarter of one of 2 KiB.
 pub const SMALL: usize = 512;
 
+/// Octets that are put together in one frame: fewer than [`cut_before`] takes for a segment that came in whole.
+const COLLECTED: usize = 768;
+
 /// Payloads in order: the text of a segment or super-segment (up to 64 KB), never linearized. No part is empty.
 #[derive(Clone, Default, Debug)]
 pub struct Chain {
@@ -86,6 +89,7 @@ impl Chain {
         for part in other.into_parts() {
             if part.len() <= SMALL
                 && let Some(last) = self.parts.last_mut()
+                && last.len() + part.len() <= COLLECTED
                 && last.absorb(&part)
             {
                 self.len += part.len() as u32;
