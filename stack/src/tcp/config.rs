@@ -89,7 +89,7 @@ pub struct TcpConfig {
     pub receive_buffer_default: u32,
     /// Octets that a [`Stream`](super::Stream) takes into its send queue, at most.
     pub send_buffer: u32,
-    /// Octets that it takes in any case: beyond that, twice the congestion window.
+    /// Octets that it takes in any case, by default all; beyond that, twice the congestion window.
     pub send_buffer_default: u32,
     /// Congestion control.
     pub congestion: Algorithm,
@@ -155,9 +155,9 @@ impl Default for TcpConfig {
         TcpConfig {
             mss: 1460,
             receive_buffer: 4 << 20,
-            receive_buffer_default: 4 << 20,
+            receive_buffer_default: u32::MAX,
             send_buffer: 4 << 20,
-            send_buffer_default: 4 << 20,
+            send_buffer_default: u32::MAX,
             congestion: Algorithm::Cubic,
             pacing: Pacing::Auto,
             ecn: EcnMode::Accept,
