@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 const BUDGET: i64 = 2_048;
 /// Octets of heap that a connection may cost whose server does not answer. With the frame that holds MP_CONVERT it is what
 /// a flood of SYNs takes, `limits.half-open` times.
-const HALF_OPEN_BUDGET: i64 = 2_568;
+const HALF_OPEN_BUDGET: i64 = 2_560;
 /// Connections that are opened at a time.
 const BATCH: usize = 200;
 /// Octets that each carries in either direction.
