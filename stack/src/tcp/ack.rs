@@ -436,11 +436,16 @@ impl Tcb {
         }
         // RFC 3168 6.1.2(d): not in the window that a mark reduced.
         let una_now = self.queue.una();
-        if let Some(spell) = self.queue.spell()
+        if let Some(spell) = self.queue.spell_mut()
+            && let Some(until) = spell.reduced_until
             && matches!(spell.recovery, Recovery::Open)
-            && spell.reduced_until.is_some_and(|until| una_now.before(until))
         {
-            return;
+            if una_now.before(until) {
+                return;
+            }
+            if until.before(una_now) {
+                spell.reduced_until = None; // or it would lie ahead again, half the sequence space later
+            }
         }
         let cwnd = self.congestion.cwnd();
         let slow_start = cwnd < self.congestion.ssthresh();
