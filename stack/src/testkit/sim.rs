@@ -15,7 +15,7 @@ use core::cmp::Reverse;
 use core::marker::PhantomData;
 use core::ops::{Index, IndexMut};
 use std::eprintln;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Packets a node sends: interface and octets from the IP header on.
 pub type Outbox = Vec<(usize, Vec<u8>)>;
@@ -293,9 +293,8 @@ impl Sim {
     /// # Errors
     /// Those of the file system.
     pub fn write_capture(&self, name: &str) -> std::io::Result<PathBuf> {
-        let manifest = std::env::var("CARGO_MANIFEST_DIR").map(PathBuf::from).unwrap_or_default();
-        let root = manifest.parent().map(PathBuf::from).unwrap_or_default();
-        let path = root.join("target/sim").join(format!("{name}-{}.pcap", self.seed));
+        let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/sim"));
+        let path = folder.join(format!("{name}-{}.pcap", self.seed));
         self.capture.write(&path)?;
         Ok(path)
     }
