@@ -49,6 +49,26 @@ impl Connection {
         }
     }
 
+    /// Until when the peer may close a subflow that has nothing to carry any more. RFC 9293 3.6 lets a half-closed
+    /// connection live for ever, but here the data level is through in both directions (RFC 8684 3.3.3), so that a peer
+    /// that stays silent has forgotten the subflow: Linux's `tcp_fin_timeout`.
+    pub(super) fn fin_awaited_until(&self) -> Option<Instant> {
+        if !self.state.is_over() {
+            return None;
+        }
+        let heard = self.subflows.iter().filter_map(Subflow::awaits_fin_since).min()?;
+        Some(heard + self.cfg.close_timeout)
+    }
+
+    /// Forgets the subflows whose peers did not close them in time.
+    pub(super) fn stop_awaiting_fins(&mut self, now: Instant) {
+        let timeout = self.cfg.close_timeout;
+        let late = |sf: &Subflow| sf.awaits_fin_since().is_some_and(|at| at + timeout <= now);
+        while let Some(i) = self.subflows.iter().position(late) {
+            self.subflow_gone(i, CloseReason::TimedOut, now);
+        }
+    }
+
     /// An ACK without text on the subflow that serves best now, to carry signalling.
     pub(super) fn ask_for_ack(&mut self) {
         let usable = self.subflows.iter().position(|sf| sf.is_usable() && !sf.backup);
@@ -262,6 +282,11 @@ impl Subflow {
         {
             tcb.abort(CloseReason::Aborted);
         }
+    }
+
+    /// Since when its peer, who acknowledged our FIN, is silent instead of sending its own.
+    fn awaits_fin_since(&self) -> Option<Instant> {
+        self.tcb().filter(|tcb| tcb.state() == State::FinWait2).map(|tcb| tcb.last_heard())
     }
 
     /// FIN after what is queued here. A handshake under way is completed first.

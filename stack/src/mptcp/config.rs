@@ -30,7 +30,8 @@ pub struct MptcpConfig {
     pub join_delay: Duration,
     /// ... or when this many octets were sent and received, or its first subflow does not get through.
     pub join_after: u32,
-    /// How long a connection lives without any subflow.
+    /// How long a connection lives without any subflow, and how long one that is finished waits for the FIN of a silent
+    /// subflow.
     pub close_timeout: Duration,
     /// Subflows at a time.
     pub max_subflows: u8,

@@ -223,6 +223,7 @@ impl Connection {
             self.ending().fin_at,
             self.data_ack_at,
             self.ending().lonely_until,
+            self.fin_awaited_until(),
             self.paths.deadline().filter(|_| self.manages_paths()),
             self.paced_until(),
         ];

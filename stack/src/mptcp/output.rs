@@ -86,6 +86,9 @@ impl Connection {
                 self.ask_for_ack();
             }
         }
+        if due(self.fin_awaited_until()) {
+            self.stop_awaiting_fins(now);
+        }
         if due(self.ending().lonely_until) {
             self.finish(CloseReason::TimedOut);
         }

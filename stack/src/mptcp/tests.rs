@@ -4,7 +4,7 @@
 use super::*;
 use crate::buf::{Chain, Pool};
 use crate::rng::Rng;
-use crate::tcp::{Algorithm, CloseReason, Pacing, Phase, Stream, TimeWait, reset_reply};
+use crate::tcp::{Algorithm, CloseReason, Pacing, Phase, State, Stream, TimeWait, reset_reply};
 use crate::time::{Duration, Instant, earliest};
 use crate::wire::{Control, Endpoint, FlowTuple, MpCapable, MpJoin, MptcpOption, Options, Segment};
 use alloc::boxed::Box;
@@ -852,6 +852,39 @@ fn half_closed_the_other_direction_goes_on() {
     assert_eq!(sim.hosts[A].mptcp().state, DataState::FinWait2);
     assert_eq!(sim.hosts[A].mptcp().subflows().count(), 2, "no subflow FIN yet");
     sim.hosts[B].to_send = 2_000_000;
+    sim.hosts[B].close_after = true;
+    sim.pump(B);
+    sim.run_to_end(10_000);
+    sim.assert_done();
+}
+
+/// RFC 8684 3.3.3: the data level is through, the peer acknowledged our subflow FINs and is never heard of again.
+#[test]
+fn a_finished_connection_does_not_await_fins_for_ever() {
+    let mut sim = Sim::standard(21);
+    sim.hosts[A].to_send = 1000;
+    let ends = |segment: &Segment| matches!(segment.control, Control::Fin | Control::Rst);
+    sim.hook = Some(Box::new(move |from, _, segment| from == A || !ends(segment)));
+    sim.connect();
+    sim.run_for(30_000);
+    let state = |sim: &mut Sim| sim.hosts[A].mptcp().subflows().next().unwrap().tcp.unwrap().state;
+    assert_eq!(state(&mut sim), State::FinWait2);
+    sim.run_for(20_000);
+    assert_eq!(state(&mut sim), State::FinWait2, "less than a minute ago it was heard of");
+    sim.run_to_end(60_000);
+    assert_eq!(sim.hosts[A].closed, Some(CloseReason::Done));
+}
+
+/// RFC 9293 3.6: a connection of which one direction was closed may live for ever.
+#[test]
+fn half_closed_a_connection_lives_through_any_silence() {
+    let mut sim = Sim::standard(22);
+    sim.hosts[A].to_send = 1000;
+    sim.hosts[B].close_after = false;
+    sim.connect();
+    sim.run_for(86_400_000);
+    assert_eq!(sim.hosts[A].mptcp().state, DataState::FinWait2);
+    sim.hosts[B].to_send = 1000;
     sim.hosts[B].close_after = true;
     sim.pump(B);
     sim.run_to_end(10_000);

@@ -482,6 +482,11 @@ impl Tcb {
         self.queue.flight()
     }
 
+    /// When a segment of the peer's was last accepted.
+    pub fn last_heard(&self) -> Instant {
+        self.last_heard
+    }
+
     /// Octets of text received, each counted once.
     pub fn bytes_received(&self) -> u64 {
         self.sums.bytes_received
