@@ -479,6 +479,12 @@ pub struct Tcp {
     /// As `net.ipv4.tcp_keepalive_time`; absent: no keepalives.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keepalive_time: Option<Text>,
+    /// As the socket option `TCP_USER_TIMEOUT`; absent: the retransmissions are counted only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_timeout: Option<Text>,
+    /// Nagle's algorithm: the opposite of the socket option `TCP_NODELAY`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nagle: Option<bool>,
     /// As `net.ipv4.tcp_fastopen`, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fast_open: Option<Vec<FastOpenRole>>,

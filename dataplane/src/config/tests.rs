@@ -283,6 +283,7 @@ fn mistakes_about_node_and_limits() {
             ("pool = \"16MiB\"", "subflows = 300"),
             ("min-rto = \"100ms\"", "min-rto = \"0ms\""),
             ("min-rto = \"100ms\"", "min-rto = \"5s\"\nmax-rto = \"2s\""),
+            ("min-rto = \"100ms\"", "user-timeout = \"500ms\""),
             ("min-rto = \"100ms\"", "mss = 80"),
             ("min-rto = \"100ms\"", "mtu-probing = \"sometimes\""),
             ("min-rto = \"100ms\"", "base-mss = 1400"),

@@ -56,6 +56,7 @@ impl Tcb {
         if progress.advanced > 0 {
             self.rtt.timeouts = 0;
             self.rto_base = now; // RFC 6298 5.3
+            self.restart_user_timeout();
             self.sums.bytes_acked += u64::from(acked);
             self.note_renege(now);
         }

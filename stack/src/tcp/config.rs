@@ -119,6 +119,9 @@ pub struct TcpConfig {
     pub nagle: bool,
     /// Idle time before the first keepalive probe (RFC 9293 3.8.4: off by default, two hours or more by default).
     pub keepalive: Option<Duration>,
+    /// How long text may remain unacknowledged before the flow is given up, however often the peer says that its window is
+    /// closed (MUST-21, RFC 5482 3): as `TCP_USER_TIMEOUT`. Off by default: `data_retries` alone decides.
+    pub user_timeout: Option<Duration>,
     /// Largest text of one [`TxSegment`](super::TxSegment), octets; one segment is always possible. At most 65,535
     /// less the headers.
     pub gso_max: u32,
@@ -172,6 +175,7 @@ impl Default for TcpConfig {
             time_wait: Duration::from_secs(60),
             nagle: false,
             keepalive: None,
+            user_timeout: None,
             gso_max: 65_535 - 120, // longest IPv6 and TCP header
             window: RightEdge::NeverRetreats,
             mtu_probing: MtuProbing::BlackHole,

@@ -224,6 +224,7 @@ impl Tcb {
         let with_fin = last && self.queue.fin() == Fin::Queued && n < self.window_room();
         if self.queue.flight() == 0 {
             self.rto_base = now; // RFC 6298 5.1
+            self.restart_user_timeout();
         }
         let piece = self.queue.send(n, with_fin, now);
         if let Some(spell) = self.queue.spell_mut() {

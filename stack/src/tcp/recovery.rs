@@ -48,6 +48,8 @@ pub(super) struct Spell {
     pub(super) reneged: Option<Instant>,
     /// PTO counts from here.
     pub(super) pto_base: Instant,
+    /// With a user timeout: since when nothing was acknowledged of what waits.
+    pub(super) waits_since: Option<Instant>,
     /// cwnd held us back for all text up to here.
     pub(super) limited_until: SeqNum,
     pub(super) pacer: Pacer,
@@ -68,6 +70,7 @@ impl Spell {
             recover: None,
             reneged: None,
             pto_base: Instant::ZERO,
+            waits_since: None,
             limited_until: una,
             pacer: Pacer::new(),
             dup_acks: 0,

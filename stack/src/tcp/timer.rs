@@ -26,6 +26,8 @@ pub(super) enum Awaited {
     /// Text waits for the rate.
     Pacing,
     KeepAlive,
+    /// MUST-21.
+    UserTimeout,
 }
 
 impl Tcb {
@@ -64,6 +66,7 @@ impl Tcb {
                 None
             }
             Awaited::KeepAlive => self.on_keepalive(now),
+            Awaited::UserTimeout => Some(CloseReason::TimedOut), // RFC 9293 3.10.8
         };
         match closed {
             Some(_) => self.end(),
@@ -157,7 +160,7 @@ impl Tcb {
     }
 
     /// Sets the timer to what the state calls for. Derived, so it may be called at any time.
-    pub(super) fn rearm(&mut self, _now: Instant) {
+    pub(super) fn rearm(&mut self, now: Instant) {
         let timer = if matches!(self.state, State::Closed | State::TimeWait) {
             None
         } else if self.queue.flight() > 0 {
@@ -173,9 +176,32 @@ impl Tcb {
             (Some((_, due)), Some(at)) if at < due => Some((Awaited::Pacing, at)),
             (timer, _) => timer,
         };
+        let timer = match (timer, self.user_timeout_at(now)) {
+            (Some((_, due)), Some(at)) if at < due => Some((Awaited::UserTimeout, at)),
+            (timer, _) => timer,
+        };
         self.timer = timer.map(|(_, at)| at);
         if let Some((awaited, _)) = timer {
             self.awaited = awaited;
+        }
+    }
+
+    /// When what waits for an acknowledgement has waited for too long, in flight or before a closed window.
+    fn user_timeout_at(&mut self, now: Instant) -> Option<Instant> {
+        let timeout = self.cfg.user_timeout?;
+        let waits = self.queue.flight() > 0 || self.queue.unsent() > 0;
+        let spell = self.queue.spell_mut()?;
+        if !waits {
+            spell.waits_since = None;
+            return None;
+        }
+        Some(*spell.waits_since.get_or_insert(now) + timeout)
+    }
+
+    /// Something was acknowledged, or is the first to leave: what waits now waits from now on.
+    pub(super) fn restart_user_timeout(&mut self) {
+        if let Some(spell) = self.queue.spell_mut() {
+            spell.waits_since = None;
         }
     }
 

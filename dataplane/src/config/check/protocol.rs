@@ -132,6 +132,11 @@ impl Check {
                 let range = s(10)..=s(7 * 24 * 3600);
                 self.duration("tcp.keepalive-time", Some(text), range, s(7200))
             }),
+            user_timeout: tcp.user_timeout.as_ref().map(|text| {
+                let range = s(1)..=s(7 * 24 * 3600);
+                self.duration("tcp.user-timeout", Some(text), range, s(100))
+            }),
+            nagle: tcp.nagle.unwrap_or(default.nagle),
             mss: self.number("tcp.mss", tcp.mss.as_ref(), MSS, default.mss),
             mtu_probing: match tcp.mtu_probing.unwrap_or_default() {
                 MtuProbing::Off => tcp::MtuProbing::Off,

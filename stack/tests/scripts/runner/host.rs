@@ -466,6 +466,7 @@ fn set(tcp: &mut TcpConfig, limits: &mut Limits, key: &str, value: &str) -> Resu
         "nagle" => tcp.nagle = switch()?,
         "keepalive" if value == "off" => tcp.keepalive = None,
         "keepalive" => tcp.keepalive = Some(duration(value)?),
+        "user_timeout" => tcp.user_timeout = Some(duration(value)?),
         "mtu_probing" => {
             tcp.mtu_probing = match value {
                 "off" => MtuProbing::Off,
