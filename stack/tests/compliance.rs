@@ -31,6 +31,9 @@ struct Catalogue {
     should: BTreeMap<String, String>,
     #[serde(default)]
     may: BTreeMap<String, String>,
+    /// Steps of an algorithm, which have no keyword.
+    #[serde(default)]
+    step: BTreeMap<String, String>,
     /// Rules that are not kept, or not by this program, and why.
     #[serde(default)]
     except: BTreeMap<String, String>,
@@ -41,6 +44,7 @@ enum Level {
     Must,
     Should,
     May,
+    Step,
 }
 
 impl Catalogue {
@@ -52,6 +56,7 @@ impl Catalogue {
         of(Level::Must, &self.must)
             .chain(of(Level::Should, &self.should))
             .chain(of(Level::May, &self.may))
+            .chain(of(Level::Step, &self.step))
     }
 }
 
@@ -68,33 +73,51 @@ enum Place {
     Test,
 }
 
-/// Finds citations in a line.
+/// Finds citations, line by line.
 struct Citations {
-    own: Regex,
-    foreign: Regex,
+    pattern: Regex,
     letter: Regex,
+    /// The RFC named last in the comment: what follows may name further rules of it by section and letter alone.
+    rfc: Option<u32>,
 }
 
 impl Citations {
     fn new() -> Citations {
-        let regex = |pattern| Regex::new(pattern).expect("a pattern of ours");
+        let section = r"[0-9A-G]+(?:\.[0-9]+)*";
+        let own = r"\b((?:MUST|SHLD|MAY|REC)-[0-9]+)\b";
+        let named = format!(r"\bRFC ([0-9]+)(?: ({section})((?:\([a-z]\))*))?");
+        let bare = format!(r"(?:^|[ (])({section})((?:\([a-z]\))+)");
+        let regex = |pattern: &str| Regex::new(pattern).expect("a pattern of ours");
         Citations {
-            own: regex(r"\b(MUST|SHLD|MAY|REC)-[0-9]+\b"),
-            foreign: regex(r"\bRFC ([0-9]+) ([0-9A-G]+(?:\.[0-9]+)*)((?:\([a-z]\))*)"),
+            pattern: regex(&format!("{own}|{named}|{bare}")),
             letter: regex(r"\([a-z]\)"),
+            rfc: None,
         }
     }
 
-    fn of(&self, line: &str) -> Vec<RuleId> {
-        let own = self.own.find_iter(line).map(|m| (OWN_NUMBERS, m.as_str().to_owned()));
-        let mut found: Vec<RuleId> = own.collect();
-        for m in self.foreign.captures_iter(line) {
-            let rfc = m[1].parse().expect("digits");
-            let letters: Vec<_> = self.letter.find_iter(&m[3]).map(|l| l.as_str()).collect();
-            if letters.is_empty() {
-                found.push((rfc, m[2].to_owned()));
+    /// The rules that the next line of a file cites.
+    fn of(&mut self, line: &str) -> Vec<RuleId> {
+        let mut found = Vec::new();
+        if !line.contains("//") {
+            self.rfc = None;
+        }
+        for m in self.pattern.captures_iter(line) {
+            if let Some(own) = m.get(1) {
+                found.push((OWN_NUMBERS, own.as_str().to_owned()));
+                continue;
             }
-            found.extend(letters.iter().map(|letter| (rfc, format!("{}{letter}", &m[2]))));
+            if let Some(rfc) = m.get(2) {
+                self.rfc = rfc.as_str().parse().ok();
+            }
+            let Some(rfc) = self.rfc else { continue };
+            let Some(section) = m.get(3).or(m.get(5)) else { continue };
+            let letters = m.get(4).or(m.get(6)).map_or("", |letters| letters.as_str());
+            let section = section.as_str();
+            if letters.is_empty() {
+                found.push((rfc, section.to_owned()));
+            }
+            let letters = self.letter.find_iter(letters);
+            found.extend(letters.map(|letter| (rfc, format!("{section}{}", letter.as_str()))));
         }
         found
     }
@@ -123,7 +146,8 @@ fn is_test(path: &Path) -> bool {
 }
 
 /// Collects the citations of one file.
-fn scan(path: &Path, name: &str, rules: &mut BTreeMap<RuleId, Cited>, citations: &Citations) {
+fn scan(path: &Path, name: &str, rules: &mut BTreeMap<RuleId, Cited>) {
+    let mut citations = Citations::new();
     let text = fs::read_to_string(path).expect("source text");
     let mut place = if is_test(path) { Place::Test } else { Place::Code };
     let function =
@@ -165,7 +189,6 @@ fn scan(path: &Path, name: &str, rules: &mut BTreeMap<RuleId, Cited>, citations:
 
 fn citations() -> BTreeMap<RuleId, Cited> {
     let root = root();
-    let patterns = Citations::new();
     let mut rules = BTreeMap::new();
     for source in SOURCES {
         let mut found = Vec::new();
@@ -173,7 +196,7 @@ fn citations() -> BTreeMap<RuleId, Cited> {
         for path in found {
             let name =
                 path.strip_prefix(&root).expect("below the root").to_string_lossy().into_owned();
-            scan(&path, &name, &mut rules, &patterns);
+            scan(&path, &name, &mut rules);
         }
     }
     rules
@@ -218,7 +241,7 @@ fn fault(level: Level, excuse: Option<&String>, cited: Option<&Cited>) -> Option
         (Some(_), _) => None,
         (None, Level::Must) if code && !tests => Some("is cited in code and in no test"),
         (None, Level::Must) if !tests => Some("is cited nowhere: build it, or say why not"),
-        (None, Level::Should | Level::May) if !code && !tests => {
+        (None, Level::Should | Level::May | Level::Step) if !code && !tests => {
             Some("is cited nowhere: build it, or say why not")
         }
         _ => None,
@@ -264,6 +287,7 @@ fn page(catalogues: &BTreeMap<u32, Catalogue>, cited: &BTreeMap<RuleId, Cited>) 
                 (false, Level::Must) => format!("{name} MUST"),
                 (false, Level::Should) => format!("{name} SHOULD"),
                 (false, Level::May) => format!("{name} MAY"),
+                (false, Level::Step) => name.clone(),
             };
             let places = cited.get(&(*rfc, name.clone()));
             match catalogue.except.get(name) {
@@ -326,8 +350,13 @@ fn citations_are_found_as_they_are_written() {
     assert_eq!(of("// MUST-36: probed"), [id(9293, "MUST-36")]);
     assert_eq!(of("/// RFC 8985 6.2(c): once"), [id(8985, "6.2(c)")]);
     assert_eq!(of("// RFC 5961 3.2(a)(b)."), [id(5961, "3.2(a)"), id(5961, "3.2(b)")]);
-    assert_eq!(of("// RFC 7323 5.3. Also SHLD-4"), [id(9293, "SHLD-4"), id(7323, "5.3")]);
-    assert_eq!(of("let n = 36;"), []);
+    assert_eq!(of("// RFC 7323 5.3. Also SHLD-4"), [id(7323, "5.3"), id(9293, "SHLD-4")]);
+    assert_eq!(of("let n = f(36);"), []);
+    let mut comment = Citations::new();
+    assert_eq!(comment.of("// RFC 3168 6.1.1(b): ECE alone."), [id(3168, "6.1.1(b)")]);
+    assert_eq!(comment.of("// 6.1.3(a): echoed, in 1.5 s (see 4)."), [id(3168, "6.1.3(a)")]);
+    assert_eq!(comment.of("+0 < S 0:0(0)"), []);
+    assert_eq!(comment.of("// 6.1.3(a)"), [], "of which RFC?");
 }
 
 #[test]
