@@ -86,7 +86,9 @@ impl Citations {
         let section = r"[0-9A-G]+(?:\.[0-9]+)*";
         let own = r"\b((?:MUST|SHLD|MAY|REC)-[0-9]+)\b";
         let named = format!(r"\bRFC ([0-9]+)(?: ({section})((?:\([a-z]\))*))?");
-        let bare = format!(r"(?:^|[ (])({section})((?:\([a-z]\))+)");
+        let bare = format!(
+            r"(?:^|[ (])({section})((?:\([a-z]\))+)|(?:, |and |\()([0-9]+(?:\.[0-9]+)+)((?:\([a-z]\))*)"
+        );
         let regex = |pattern: &str| Regex::new(pattern).expect("a pattern of ours");
         Citations {
             pattern: regex(&format!("{own}|{named}|{bare}")),
@@ -110,8 +112,8 @@ impl Citations {
                 self.rfc = rfc.as_str().parse().ok();
             }
             let Some(rfc) = self.rfc else { continue };
-            let Some(section) = m.get(3).or(m.get(5)) else { continue };
-            let letters = m.get(4).or(m.get(6)).map_or("", |letters| letters.as_str());
+            let Some(section) = m.get(3).or(m.get(5)).or(m.get(7)) else { continue };
+            let letters = m.get(4).or(m.get(6)).or(m.get(8)).map_or("", |letters| letters.as_str());
             let section = section.as_str();
             if letters.is_empty() {
                 found.push((rfc, section.to_owned()));
@@ -355,6 +357,7 @@ fn citations_are_found_as_they_are_written() {
     let mut comment = Citations::new();
     assert_eq!(comment.of("// RFC 3168 6.1.1(b): ECE alone."), [id(3168, "6.1.1(b)")]);
     assert_eq!(comment.of("// 6.1.3(a): echoed, in 1.5 s (see 4)."), [id(3168, "6.1.3(a)")]);
+    assert_eq!(comment.of("// by 6.1.4, 6.1.5"), [id(3168, "6.1.5")]);
     assert_eq!(comment.of("+0 < S 0:0(0)"), []);
     assert_eq!(comment.of("// 6.1.3(a)"), [], "of which RFC?");
 }

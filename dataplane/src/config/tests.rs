@@ -192,6 +192,16 @@ fn a_path_reaches_what_its_port_leads_to() {
     assert_eq!(show(UMCP), [Vec::new(), vec!["10.0.2.0/24"]]);
 }
 
+/// MUST-25, MUST-27.
+#[test]
+fn keepalive_is_off_until_it_is_given_an_interval() {
+    let of = |tcp: &str| {
+        parse(&DMCP.replacen("[convert]", &format!("[tcp]\n{tcp}\n[convert]"), 1)).mcp.tcp.keepalive
+    };
+    assert_eq!(of(""), None);
+    assert_eq!(of("keepalive-time = \"90s\""), Some(std::time::Duration::from_secs(90)));
+}
+
 #[test]
 fn the_mss_fits_the_narrowest_port() {
     let rule = parse(UMCP).mss;

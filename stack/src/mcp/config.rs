@@ -41,8 +41,8 @@ pub struct McpConfig {
 
 /// Twice what 1 Gbit/s over 100 ms has under way, and then some.
 const MAX_BUFFER: u32 = 32 << 20;
-/// `net.ipv4.tcp_rmem`'s window at the beginning: as much as a SYN can offer, four bursts of a sender's first.
-const FIRST_WINDOW: u32 = 64 << 10;
+/// `net.ipv4.tcp_rmem`'s window at the beginning: what two paths send in their first round trips.
+const FIRST_WINDOW: u32 = 256 << 10;
 /// `net.ipv4.tcp_wmem`'s send queue at the beginning; the first congestion window alone asks for more.
 const FIRST_SEND_BUFFER: u32 = 16 << 10;
 

@@ -366,7 +366,7 @@ impl Tcb {
             Recovery::Refit { .. } => self.set_recovery(Recovery::Open),
             Recovery::Loss { .. } => self.end_recovery(ack),
             Recovery::Fast { .. } => {
-                // At most ten segments at once; slow start has the rest of the way to ssthresh.
+                // RFC 9937 6(e), but at most ten segments at once; slow start has the rest of the way to ssthresh.
                 let mss = self.mss(self.room);
                 let burst = self.queue.pipe().saturating_add(10 * mss);
                 self.congestion.set_cwnd(self.congestion.ssthresh().min(burst));

@@ -111,7 +111,7 @@ pub struct TcpConfig {
     pub max_rto: Duration,
     /// Retransmissions of a SYN or SYN/ACK before giving up (MUST-23: R2 of at least 3 minutes).
     pub syn_retries: u8,
-    /// Retransmission timeouts in a row before giving up (RFC 9293 3.8.3: R2 of at least 100 s).
+    /// Retransmission timeouts in a row before giving up (SHLD-11: R2 of at least 100 s).
     pub data_retries: u8,
     /// How long TIME-WAIT lasts (2 MSL).
     pub time_wait: Duration,

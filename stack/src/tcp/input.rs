@@ -151,7 +151,7 @@ impl Tcb {
         }
         let una = self.queue.una();
         if ack.before(una - self.snd.max) {
-            return Break(self.challenge(Why::AckTooOld, now)); // RFC 5961 5.2
+            return Break(self.challenge(Why::AckTooOld, now)); // MAY-12, RFC 5961 5.2
         }
         arrival.accepted = true;
         self.last_heard = now;
@@ -314,7 +314,7 @@ impl Tcb {
             }
             return;
         }
-        // Out of order, or filling a hole: the sender is waiting to hear of it.
+        // Out of order (SHLD-31, MAY-13), or filling a hole: the sender is waiting to hear of it.
         self.owe_ack_now();
         let nxt = self.rcv.nxt;
         if at != nxt {

@@ -161,7 +161,7 @@ impl Tcb {
         }
     }
 
-    /// Most octets of text in one [`TxSegment`]: whole segments.
+    /// Most octets of text in one [`TxSegment`]: whole segments (SHLD-27, SHLD-28).
     pub(super) fn super_segment(&self, mss: u32) -> u32 {
         if self.agreed.ecn.forbids_super_segments() {
             return mss;

@@ -376,7 +376,7 @@ impl Tcb {
         self.rcv.allowed = self.rcv.nxt + octets;
     }
 
-    /// The window to advertise now, and the least step worth telling the peer about (RFC 9293 3.8.6.2.2).
+    /// The window to advertise now, which may be none for ever (MAY-8), and the least step worth telling the peer about (RFC 9293 3.8.6.2.2).
     pub(super) fn window_to_offer(&self) -> u32 {
         let expressible = UnscaledWindow(u16::MAX).scale(self.agreed.rcv_scale).0;
         let current = self.rcv.advertised.saturating_since(self.rcv.nxt);

@@ -91,7 +91,7 @@ impl Tcb {
             // Its losses were answered when recovery began, as Linux sees it.
             Recovery::Fast { .. } => (LossEvent::Known, Frto::Off),
             Recovery::Refit { .. } => (LossEvent::New, Frto::Off),
-            // RFC 5681 3.1: once for every segment that times out. RFC 5682 3.1 step 1: not while another is repaired.
+            // RFC 5681 3.1: once for every segment that times out. RFC 5682 3.1 (step 1): not while another is repaired.
             Recovery::Loss { .. } if earlier == 0 => (LossEvent::New, Frto::Off),
             Recovery::Loss { .. } => (LossEvent::Known, Frto::FirstAck),
         };

@@ -110,6 +110,7 @@ fn is_broadcast(addr: IpAddr) -> bool {
     matches!(addr, IpAddr::V4(a) if a.is_broadcast())
 }
 
+/// Options are skipped (MUST-50).
 fn parse_v4(octets: &[u8]) -> Result<IpHeader, Malformed> {
     if octets.len() < IPV4_LEN {
         return Err(Malformed::Truncated);

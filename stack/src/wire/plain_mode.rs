@@ -120,7 +120,7 @@ impl Convert {
 }
 
 impl Target {
-    /// `addr` and `port`, if a conversion point may be sent there.
+    /// `addr` and `port`, if a conversion point may be sent there (MUST-46).
     ///
     /// # Errors
     /// [`MalformedConvert::BadAddress`].

@@ -128,11 +128,11 @@ impl core::fmt::Debug for Dsn {
     }
 }
 
-/// The window field as it stands in a segment, before scaling.
+/// The window field as it stands in a segment, before scaling: unsigned (MUST-1).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct UnscaledWindow(pub u16);
 
-/// A window in octets.
+/// A window in octets (REC-1).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct WindowSize(pub u32);
 

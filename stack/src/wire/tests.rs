@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::buf::{Chain, Pool};
+use crate::checksum;
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use proptest::collection::vec;
@@ -476,4 +477,36 @@ fn the_bits_of_ecn_are_where_rfc_3168_and_rfc_9768_put_them() {
     assert_eq!((segment.traffic_class.dscp(), segment.traffic_class.ecn()), (46, Ecn::Ect0));
     assert_eq!(EcnFlags::from_ace(5), segment.ecn);
     assert!(segment.ecn.contains(EcnFlags::ECE) && !segment.ecn.contains(EcnFlags::CWR));
+}
+
+#[test]
+fn ip_options_are_skipped() {
+    // MUST-50: two octets of no operation, one end of list.
+    let pool = Pool::new(4, 2048);
+    let (flow, mut segment) = example();
+    segment.text = Chain::copy_from(&pool, 0, b"text").unwrap();
+    let mut packet = emit(flow, &segment, 0);
+    packet.finish_checksum();
+    let mut octets = packet.to_vec();
+    octets.splice(20..20, [1, 1, 1, 0]);
+    octets[0] = 0x46;
+    octets[3] += 4;
+    octets[10..12].fill(0);
+    let sum = !checksum::sum(&octets[..24]);
+    octets[10..12].copy_from_slice(&sum.to_be_bytes());
+    let (_, got) = parsed(&pool, &octets, RxChecksum::Unknown);
+    assert_eq!(got.text.to_vec(), b"text");
+}
+
+#[test]
+fn no_connection_is_opened_to_a_group() {
+    // MUST-46: MP_CONVERT that names 224.0.0.1, and 255.255.255.255.
+    for addr in [[224, 0, 0, 1], [255; 4]] {
+        let mut octets = [0xfa, 0xa8, 0xfa, 0xa8, 0, 8, 0, 1, 0, 0, 0, 0];
+        octets[8..].copy_from_slice(&addr);
+        assert_eq!(
+            plain_mode::Convert::parse_octets(&octets).unwrap_err(),
+            plain_mode::MalformedConvert::BadAddress
+        );
+    }
 }

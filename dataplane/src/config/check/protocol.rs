@@ -128,6 +128,7 @@ impl Check {
                 s(1)..=s(240),
                 default.time_wait,
             ),
+            // MUST-24, MUST-27
             keepalive: tcp.keepalive_time.as_ref().map(|text| {
                 let range = s(10)..=s(7 * 24 * 3600);
                 self.duration("tcp.keepalive-time", Some(text), range, s(7200))
@@ -289,6 +290,7 @@ impl MssRule {
     /// What the narrowest port takes, or less if configured so. `devices` has the MTU in octets of each port's device, as
     /// far as it is known.
     pub fn mss(&self, devices: &[u32]) -> u16 {
+        // SHLD-6: the narrowest decides.
         let device = |port: usize| devices.get(port).copied().unwrap_or(DEFAULT_MTU);
         let mtus = self.mtus.iter().enumerate();
         let narrowest =

@@ -1,4 +1,4 @@
-//! Congestion control: a window in octets, grown by ACKs and cut by loss (RFC 5681).
+//! Congestion control: a window in octets, grown by ACKs and cut by loss (RFC 5681; MAY-18 for the others).
 #![forbid(unsafe_code)]
 
 mod bbr;

@@ -8,5 +8,6 @@ mod hostile;
 mod knobs;
 mod pacing;
 mod recovery;
+mod rules;
 mod simulation;
 mod syn_cookie;
