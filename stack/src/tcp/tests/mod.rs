@@ -7,6 +7,7 @@ mod conversations;
 mod hostile;
 mod knobs;
 mod pacing;
+mod properties;
 mod recovery;
 mod rules;
 mod simulation;
