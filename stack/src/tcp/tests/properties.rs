@@ -289,7 +289,10 @@ proptest! {
     ) {
         let pool = Pool::new(FRAMES, 1600);
         let sizes = [sizes.0, sizes.1];
-        let mut world = World::new([a, b], [there, back], [capacities.0, capacities.1], seed);
+        // RFC 9293 3.8.6.2.2: a window that never is as large as this step is never told of.
+        let least = |cfg: &TcpConfig| (cfg.receive_buffer / 2).min(u32::from(cfg.mss));
+        let capacities = [capacities.0.max(least(&a)), capacities.1.max(least(&b))];
+        let mut world = World::new([a, b], [there, back], capacities, seed);
         let limit = world.now + Duration::from_secs(36_000);
         while !world.done(sizes) {
             world.act(&pool, sizes);
@@ -593,7 +596,11 @@ fn told((at, from, packet): &(Instant, usize, Vec<u8>)) -> (Instant, usize, usiz
 fn plan() -> impl Strategy<Value = Plan> {
     // Parts longer than any segment: between shorter ones a super-segment is cut early and may hold less.
     let one = (0u64..100, any::<bool>(), 9_000u16..16_000);
-    proptest::collection::vec(one, 1..8).prop_map(|mut all| {
+    // Each end at one time: whether cwnd counts as used up when text runs out depends on `gso_max`.
+    (proptest::collection::vec(one, 1..8), 0u64..100, 0u64..100).prop_map(|(mut all, a, b)| {
+        for (at, client, _) in &mut all {
+            *at = if *client { a } else { b };
+        }
         all.sort();
         all
     })
