@@ -283,7 +283,7 @@ pub fn unreachable(router: IpAddr, packet: &[u8], code: u8) -> Option<Vec<u8>> {
     icmp_error(router, packet, ([3, code], [1, code]), 0)
 }
 
-/// As [`unreachable`]: the packet is too big for the next link's `mtu`.
+/// As [`unreachable()`]: the packet is too big for the next link's `mtu`.
 pub fn too_big(router: IpAddr, packet: &[u8], mtu: u32) -> Option<Vec<u8>> {
     icmp_error(router, packet, ([3, 4], [2, 0]), mtu)
 }
