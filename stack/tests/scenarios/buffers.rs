@@ -17,6 +17,15 @@ fn begin_with(topology: &mut Topology, octets: u32) {
     }
 }
 
+/// Conversion points whose windows begin with 64 KiB, for links that are slow or a pool that many share.
+fn begin_with_little(topology: &mut Topology) {
+    for mcp in [&mut topology.umcp, &mut topology.dmcp] {
+        for tcp in [&mut mcp.tcp, &mut mcp.mptcp.tcp] {
+            tcp.receive_buffer_default = 64 << 10;
+        }
+    }
+}
+
 /// An upload and a download over 1 Gbit/s and 100 ms, through conversion points that begin with such buffers.
 fn long_fat(octets: u32) -> [Duration; 2] {
     [(40_000_000, 0), (0, 40_000_000)].map(|(up, down)| {
@@ -50,7 +59,9 @@ fn most_held(network: &Network<TcpHost, TcpHost>) -> [u32; 2] {
 #[test]
 fn a_slow_path_is_not_given_more_than_it_has_a_use_for() {
     // 250 kB/s and 40 ms: 10 kB under way. The client would hand over a megabyte at once.
-    let mut network = over(42, &[link(2, 20)]);
+    let mut topology = Topology::new(42, &[link(2, 20)]);
+    begin_with_little(&mut topology);
+    let mut network = topology.build();
     exact(&mut network, &Transfer::new(1_000_000, 0));
     // A first window, a first send queue, and what the congestion window makes of the link's queue.
     let [umcp, _] = most_held(&network);
@@ -86,6 +97,7 @@ fn a_thousand_idle_connections_hold_no_frame() {
 fn beside(slow: u64) -> f64 {
     let mut topology = Topology::new(44, &[link(100, 10)]);
     topology.frames = 8_192;
+    begin_with_little(&mut topology);
     (topology.tcp.receive_buffer, topology.tcp.send_buffer) = (64 << 10, 128 << 10);
     let mut network = topology.build();
     let (client, server) = (network.client, network.server);
